@@ -1,0 +1,1 @@
+"""Derivatives of a problem: per-example gradients, Hessian products, retraining from an optimum."""

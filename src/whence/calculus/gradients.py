@@ -1,0 +1,316 @@
+"""Per-example derivatives, and the hot loop: directions times per-example gradients.
+
+Everything is done by `torch.func` where the model allows it. Where vmap or forward mode cannot go
+(data-dependent control flow, operations without a rule) the same numbers come from a plain loop
+of reverse passes, one example at a time; `is_vectorised` tells which.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, jvp, vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from whence.calculus.stacking import StackedLinear
+from whence.core.batches import Batch, Tree
+from whence.core.problem import Problem, Queries
+from whence.core.scores import Measurement
+from whence.errors import BadData, NonFinite, NotPerExample, Unsupported
+
+_VECTORISED: WeakKeyDictionary[Problem, bool] = WeakKeyDictionary()
+
+
+def is_vectorised(problem: Problem) -> bool:
+    """Whether vmap and forward mode work on this model: tried once, on two examples."""
+    if problem not in _VECTORISED:
+        _VECTORISED[problem] = _try_vectorised(problem)
+    return _VECTORISED[problem]
+
+
+def gradients(problem: Problem, batch: Batch) -> Tensor:
+    """Gradient of the loss of each example, without base weight and regulariser.
+
+        out[b, p] = d loss_b / d theta_p
+
+    Args:
+        problem: model and loss.
+        batch: B examples.
+
+    Returns:
+        (B, P).
+
+    Raises:
+        NonFinite: a gradient is not a number, naming the example.
+    """
+
+    def loss_of_one(parameters: Tensor, inputs: Tree, target: Tensor | None) -> Tensor:
+        one = Batch(_alone(inputs), _alone(target), batch.positions[:1], batch.weights[:1])
+        return problem.losses(parameters, one).squeeze(0)
+
+    rows = _per_example(problem, loss_of_one, (batch.inputs, batch.targets))
+    _refuse_non_finite(problem, batch, rows)
+    return rows
+
+
+def jacobians(problem: Problem, examples: Batch | Queries) -> Tensor:
+    """Jacobian of the outputs of each example, outputs flattened to C numbers.
+
+        out[b, c, p] = d f_c(x_b) / d theta_p
+
+    Returns:
+        (B, C, P).
+    """
+
+    def outputs_of_one(parameters: Tensor, inputs: Tree) -> Tensor:
+        return problem.outputs(parameters, _alone(inputs)).flatten()
+
+    return _per_example(problem, outputs_of_one, (examples.inputs,))
+
+
+def outputs(problem: Problem, psi: Tensor, batch: Batch) -> Tensor:
+    """Change of the outputs when the parameters move along each direction.
+
+        out[q, b, c] = sum_p J_b[c, p] psi[q, p]
+
+    One forward-mode pass for all directions together; no (B, P) array is built.
+
+    Args:
+        problem: model.
+        psi: (Q, P) directions.
+        batch: B examples.
+
+    Returns:
+        (Q, B, C), outputs flattened to C numbers.
+    """
+    if not is_vectorised(problem):
+        return torch.einsum("bcp,qp->qbc", jacobians(problem, batch), psi)
+
+    def function(parameters: Tensor) -> Tensor:
+        return problem.outputs(parameters, batch.inputs)
+
+    with torch.no_grad(), StackedLinear():
+        moved = vmap(lambda v: jvp(function, (problem.parameters,), (v,))[1])(psi)
+    return moved.flatten(2) if moved.ndim > 2 else moved.unsqueeze(2)
+
+
+def inner(problem: Problem, psi: Tensor, batch: Batch) -> Tensor:
+    """Dot products of query directions with per-example gradients.
+
+        out[q, b] = sum_p psi[q, p] d loss_b / d theta_p = sum_c outputs[q, b, c] r[b, c]
+
+    Args:
+        problem: model and loss.
+        psi: (Q, P) directions, as returned by `IHVP.solve`.
+        batch: B examples.
+
+    Returns:
+        (Q, B), unit of psi times the loss; base weights are not applied.
+
+    Raises:
+        NonFinite: a gradient is not a number, naming the example.
+    """
+    if not is_vectorised(problem):
+        return psi @ gradients(problem, batch).T
+    moved = outputs(problem, psi, batch)
+    products = torch.einsum("qbc,bc->qb", moved, residuals(problem, batch))
+    _refuse_non_finite(problem, batch, products.T)
+    return products
+
+
+def residuals(problem: Problem, batch: Batch) -> Tensor:
+    """Derivative of each loss with respect to its outputs, flattened: r (B, C)."""
+    _, slopes = _losses_of_outputs(problem, batch)
+    return slopes.detach()
+
+
+def output_hessians(problem: Problem, batch: Batch) -> Tensor:
+    """Hessian of each loss with respect to its outputs, flattened: S (B, C, C)."""
+    values, slopes = _losses_of_outputs(problem, batch)
+    if not slopes.requires_grad:  # a loss that is linear in the outputs
+        return slopes.new_zeros(*slopes.shape, slopes.shape[1])
+    # Examples do not mix, so the gradient of a sum over them holds every row separately.
+    rows = [
+        torch.autograd.grad(column.sum(), values, retain_graph=True, materialize_grads=True)[0]
+        for column in slopes.unbind(1)
+    ]
+    return torch.stack(rows, 1)
+
+
+def _losses_of_outputs(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Outputs (B, C) as a leaf, and the derivative (B, C) of the losses with their graph."""
+    with torch.no_grad():
+        values = problem.outputs(problem.parameters, batch.inputs)
+    leaf = values.reshape(len(batch), -1).requires_grad_(True)
+    losses = problem.loss(leaf.reshape(values.shape), cast("Tensor", batch.targets))
+    (slopes,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True, materialize_grads=True)
+    return leaf, slopes
+
+
+def measurement_gradients(
+    problem: Problem, measurement: Measurement, queries: Queries
+) -> tuple[Tensor, Tensor]:
+    """Each query's measurement and its gradient.
+
+    Args:
+        problem: model.
+        measurement: `(outputs, targets) -> one value per query`.
+        queries: Q queries.
+
+    Returns:
+        (Q,) values and (Q, P) gradients.
+
+    Raises:
+        NotPerExample: the measurement is not one value per query.
+        NonFinite: a value or gradient is not a number.
+    """
+    function = cast("Callable[[Tensor, Tensor], Tensor]", measurement.function)
+
+    def value_of_one(parameters: Tensor, inputs: Tree, target: Tensor) -> Tensor:
+        return function(problem.outputs(parameters, _alone(inputs)), target.unsqueeze(0)).squeeze(0)
+
+    values = measure(problem, measurement, queries)
+    rows = _per_example(problem, value_of_one, (queries.inputs, queries.targets))
+    bad = ~rows.isfinite().all(1)
+    if bool(bad.any()):
+        raise NonFinite(
+            found=f"The gradient of {measurement.name} of query "
+            f"{queries.ids[int(torch.nonzero(bad)[0, 0])]} is not a number.",
+            why="All its effects would be NaN.",
+            remedy="Look at this query, or use another measurement.",
+        )
+    return values, rows
+
+
+def measure(problem: Problem, measurement: Measurement, queries: Queries) -> Tensor:
+    """(Q,) values of the measurement at the problem's parameters.
+
+    Raises:
+        NotPerExample: the measurement is not one value per query.
+        NonFinite: a value is not a number.
+    """
+    function = cast("Callable[[Tensor, Tensor], Tensor]", measurement.function)
+    with torch.no_grad():
+        values = function(problem.outputs(problem.parameters, queries.inputs), queries.targets)
+    if values.shape != (len(queries),):
+        raise NotPerExample(
+            found=f"The measurement {measurement.name!r} returned shape {tuple(values.shape)} "
+            f"for {len(queries)} queries.",
+            why="Every query needs a measurement of its own.",
+            remedy="Return one value per query from (outputs, targets).",
+        )
+    if not bool(values.isfinite().all()):
+        row = int(torch.nonzero(~values.isfinite())[0, 0])
+        raise NonFinite(
+            found=f"{measurement.name} of query {queries.ids[row]} is {values[row].item()}.",
+            why="A change of it cannot be predicted.",
+            remedy="Look at this query, or use another measurement, such as the margin.",
+        )
+    return values
+
+
+def input_gradients(problem: Problem, psi: Tensor, batch: Batch) -> Tree:
+    """Mixed derivatives: how psi . grad loss changes with every input of an example.
+
+        out[q, b, ...] = d/dx_b  sum_p psi[q, p] d loss_b / d theta_p
+
+    Args:
+        problem: model and loss.
+        psi: (Q, P) directions.
+        batch: B examples with floating-point inputs.
+
+    Returns:
+        For each input tensor (B, ...) a tensor (Q, B, ...).
+
+    Raises:
+        Unsupported: an input is made of integers, which cannot be moved a little.
+    """
+    if not all(leaf.is_floating_point() for leaf in tree_leaves(batch.inputs)):
+        raise Unsupported(
+            found="The inputs are integers, such as tokens or categories.",
+            why="A derivative with respect to them does not exist.",
+            remedy="Give the model its embeddings as inputs, or compare whole replacements.",
+        )
+
+    def along(direction: Tensor) -> Tree:
+        leaves = tree_map(lambda x: x.detach().clone().requires_grad_(True), batch.inputs)
+        theta = problem.parameters.detach().clone().requires_grad_(True)
+        moved = Batch(leaves, batch.targets, batch.positions, batch.weights)
+        total = problem.losses(theta, moved).sum()
+        (slope,) = torch.autograd.grad(total, theta, create_graph=True)
+        flat = tree_leaves(leaves)
+        found = torch.autograd.grad(slope @ direction, flat, materialize_grads=True)
+        answers = iter(found)
+        return tree_map(lambda _: next(answers), leaves)
+
+    rows = [along(direction) for direction in psi]
+    return tree_map(lambda *parts: torch.stack(parts), *rows)
+
+
+def _alone(tree: Tree) -> Tree:
+    """One example as a batch of one."""
+    return tree_map(lambda leaf: leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _per_example(
+    problem: Problem, value: Callable[..., Tensor], trees: tuple[Tree, ...]
+) -> Tensor:
+    """Jacobian of `value(parameters, *example)` for every example, by vmap or one by one."""
+    if is_vectorised(problem):
+        axes = tuple(tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, trees))
+        with torch.no_grad():
+            return vmap(jacrev(value), in_dims=(None, *axes))(problem.parameters, *trees)
+    count = len(next(leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)))
+    return torch.stack(
+        [_plain_jacobian(problem, value, _take(trees, i)) for i in range(count)]
+    )
+
+
+def _plain_jacobian(
+    problem: Problem, value: Callable[..., Tensor], example: tuple[Tree, ...]
+) -> Tensor:
+    """(P,) or (C, P) by one reverse pass for every number in `value`."""
+    theta = problem.parameters.detach().clone().requires_grad_(True)
+    answer = value(theta, *example)
+    rows = [
+        torch.autograd.grad(entry, theta, retain_graph=True, materialize_grads=True)[0]
+        for entry in answer.flatten()
+    ]
+    return torch.stack(rows).reshape(*answer.shape, -1)
+
+
+def _take(trees: tuple[Tree, ...], row: int) -> tuple[Tree, ...]:
+    return tree_map(lambda leaf: leaf[row] if isinstance(leaf, Tensor) else leaf, trees)
+
+
+def _try_vectorised(problem: Problem) -> bool:
+    """Whether per-example gradients and forward mode run, and agree with a plain reverse pass."""
+    batch = problem.batch(torch.arange(min(2, len(problem))))
+    _VECTORISED[problem] = False
+    plain = gradients(problem, batch)
+    _VECTORISED[problem] = True
+    try:
+        rows = gradients(problem, batch)
+        dots = inner(problem, plain, batch)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return False
+    tolerance = 1e4 * torch.finfo(plain.dtype).eps
+    scale = float((plain @ plain.T).abs().max()) + torch.finfo(plain.dtype).tiny
+    gap = float((dots - plain @ plain.T).abs().max())
+    return torch.allclose(rows, plain, rtol=tolerance, atol=tolerance) and gap <= tolerance * scale
+
+
+def _refuse_non_finite(problem: Problem, batch: Batch, rows: Tensor) -> None:
+    """Names the first example of a batch whose row of derivatives is not finite."""
+    bad = ~rows.isfinite().all(1)
+    if bool(bad.any()):
+        row = int(batch.positions[int(torch.nonzero(bad)[0, 0])])
+        raise NonFinite(
+            found=f"The gradient of training example {problem.data.ids[row]} is not a number, "
+            "although its loss is.",
+            why="Every score that it enters would be NaN.",
+            remedy="A square root or logarithm at zero is the usual cause: look at the model at "
+            "this example.",
+        )

@@ -1,0 +1,179 @@
+"""Sums over all training data: gradient, Hessian and Gauss-Newton products.
+
+    H v = (s/N) sum_i b_i (hess loss_i) v + (hess r) v
+    G v = (s/N) sum_i b_i J_i^T S_i J_i v + (hess r) v
+
+s is 1, or N/(N-1) for the matrix after one removal under `renormalize`. A stack of K vectors
+shares every pass over the data. Batches only bound the memory: their sums are added, never their
+inverses or averages.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+
+from whence.calculus.gradients import is_vectorised, jacobians, output_hessians
+from whence.calculus.stacking import StackedLinear
+from whence.core.batches import Batch
+from whence.core.problem import Problem
+
+MatrixName = Literal["hessian", "ggn"]
+Product = Callable[[Tensor], Tensor]
+
+
+def objective_gradient(problem: Problem) -> Tensor:
+    """(P,) gradient of R at the problem's parameters: zero at an optimum."""
+    total = torch.zeros_like(problem.parameters)
+    with torch.no_grad():
+        for batch in problem.batches():
+            total += grad(lambda theta, b=batch: _weighted(problem, theta, b))(problem.parameters)
+        return total / len(problem) + grad(problem.penalty)(problem.parameters)
+
+
+@dataclass(frozen=True)
+class CurvatureMatrix:
+    """The Hessian or Gauss-Newton matrix of a problem as a linear map on stacks of vectors.
+
+    Args:
+        problem: model, loss, regulariser and data.
+        kind: "hessian", or "ggn" for the generalised Gauss-Newton matrix, which is never negative.
+        data_scale: s above.
+        positions: rows of the training data to use, default all; the sum is then divided by their
+            number instead of N.
+        batch_size: examples a batch, default as many as fit the working memory.
+    """
+
+    problem: Problem
+    kind: MatrixName = "hessian"
+    data_scale: float = 1.0
+    positions: Tensor | None = None
+    batch_size: int | None = None
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """(K, P) products with a stack of vectors (K, P)."""
+        problem = self.problem
+        count = len(problem) if self.positions is None else len(self.positions)
+        size = self.batch_size or problem.batch_size(stack=2 * len(vectors))
+        product = _hessian_product if self.kind == "hessian" else _ggn_product
+        total = torch.zeros_like(vectors)
+        for batch in problem.batches(size, positions=self.positions):
+            total += product(problem, vectors, batch)
+        return total.mul_(self.data_scale / count) + self.penalty_product(vectors)
+
+    def penalty_product(self, vectors: Tensor) -> Tensor:
+        """(K, P) products with the Hessian of the regulariser."""
+        slope = grad(self.problem.penalty)
+        with torch.no_grad():
+            return vmap(lambda v: jvp(slope, (self.problem.parameters,), (v,))[1])(vectors)
+
+    def dense(self) -> Tensor:
+        """The whole matrix (P, P) in float64."""
+        if self.kind == "ggn":
+            matrix = self._dense_ggn()
+        else:
+            matrix = self._dense_by_columns()
+        return (matrix + matrix.T) / 2
+
+    def _dense_by_columns(self) -> Tensor:
+        problem = self.problem
+        columns: list[Tensor] = []
+        for rows in torch.arange(problem.size).split(_COLUMNS):
+            basis = torch.zeros(len(rows), problem.size, dtype=problem.dtype, device=problem.device)
+            basis[torch.arange(len(rows)), rows] = 1
+            columns.append(self(basis).double())
+        return torch.cat(columns)
+
+    def _dense_ggn(self) -> Tensor:
+        """Sum of J_i^T S_i J_i from explicit Jacobians: N C P^2 operations, all in matmul."""
+        problem = self.problem
+        count = len(problem) if self.positions is None else len(self.positions)
+        size = self.batch_size or _jacobian_batch(problem)
+        total = torch.zeros(problem.size, problem.size, dtype=torch.float64, device=problem.device)
+        for batch in problem.batches(size, positions=self.positions):
+            jac = jacobians(problem, batch).double()
+            weighted = output_hessians(problem, batch).double() * batch.weights.double()[:, None, None]
+            total += jac.flatten(0, 1).T @ (weighted @ jac).flatten(0, 1)
+        total *= self.data_scale / count
+        for rows in torch.arange(problem.size).split(_COLUMNS):
+            basis = torch.zeros(len(rows), problem.size, dtype=problem.dtype, device=problem.device)
+            basis[torch.arange(len(rows)), rows] = 1
+            total[rows] += self.penalty_product(basis).double()
+        return total
+
+
+_COLUMNS = 256
+"""Columns of a dense matrix that are made together."""
+
+
+def hessian_is_ggn(problem: Problem) -> bool:
+    """Whether the Hessian equals the Gauss-Newton matrix, as it does for linear models.
+
+    Both are multiplied with two random vectors. Matrices that differ anywhere differ on a random
+    vector with probability one, so agreement to rounding decides.
+    """
+    few = torch.arange(min(256, len(problem)))
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(2, problem.size, generator=generator, dtype=torch.float64).to(
+        problem.parameters
+    )
+    full = CurvatureMatrix(problem, "hessian", positions=few)(probes)
+    ggn = CurvatureMatrix(problem, "ggn", positions=few)(probes)
+    return bool((full - ggn).norm() <= 1e3 * torch.finfo(problem.dtype).eps * full.norm())
+
+
+def _weighted(problem: Problem, parameters: Tensor, batch: Batch) -> Tensor:
+    return (batch.weights * problem.losses(parameters, batch)).sum()
+
+
+def _hessian_product(problem: Problem, vectors: Tensor, batch: Batch) -> Tensor:
+    """Sum over a batch of b_i (hess loss_i) v, for each v."""
+    if not is_vectorised(problem):
+        return _looped_hessian_product(problem, vectors, batch)
+    slope = grad(lambda theta: _weighted(problem, theta, batch))
+    with torch.no_grad(), StackedLinear():
+        return vmap(lambda v: jvp(slope, (problem.parameters,), (v,))[1])(vectors)
+
+
+def _looped_hessian_product(problem: Problem, vectors: Tensor, batch: Batch) -> Tensor:
+    """Reverse over reverse, one vector at a time: works wherever the model can be trained."""
+    theta = problem.parameters.detach().clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(_weighted(problem, theta, batch), theta, create_graph=True)
+    rows = [
+        torch.autograd.grad(slope @ v, theta, retain_graph=True, materialize_grads=True)[0]
+        for v in vectors
+    ]
+    return torch.stack(rows)
+
+
+def _ggn_product(problem: Problem, vectors: Tensor, batch: Batch) -> Tensor:
+    """Sum over a batch of b_i J_i^T S_i J_i v, for each v."""
+    if not is_vectorised(problem):
+        jac = jacobians(problem, batch)
+        moved = torch.einsum("bcp,kp->kbc", jac, vectors)
+        bent = torch.einsum("bcd,kbd->kbc", output_hessians(problem, batch), moved)
+        return torch.einsum("bcp,kbc,b->kp", jac, bent, batch.weights)
+
+    def function(theta: Tensor) -> Tensor:
+        return problem.outputs(theta, batch.inputs)
+
+    def loss_of_outputs(values: Tensor) -> Tensor:
+        return (batch.weights * problem.loss(values, cast("Tensor", batch.targets))).sum()
+
+    def one(v: Tensor, values: Tensor, back: Callable[[Tensor], tuple[Tensor]]) -> Tensor:
+        moved = jvp(function, (problem.parameters,), (v,))[1]
+        bent = jvp(grad(loss_of_outputs), (values,), (moved,))[1]
+        return back(bent)[0]
+
+    with torch.no_grad(), StackedLinear():
+        values, back = vjp(function, problem.parameters)
+        return vmap(lambda v: one(v, values, back))(vectors)
+
+
+def _jacobian_batch(problem: Problem) -> int:
+    """Examples whose Jacobians take about 64 MB."""
+    one = problem.outputs(problem.parameters, problem.batch(torch.arange(1)).inputs)
+    return max(1, min(len(problem), 2**23 // max(1, one.numel() * problem.size)))

@@ -1,0 +1,156 @@
+"""What is refused before any cost: the checks behind `Problem.check` and `Problem.queries`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_leaves
+
+from whence.core.batches import Batch, Tree, check_device
+from whence.errors import BadData, NonFinite, NotDeterministic, NotPerExample, TrainMode
+
+if TYPE_CHECKING:
+    from whence.core.problem import Problem
+
+_FEW = 6
+"""Examples that are looked at one by one."""
+
+
+def check_modes(model: nn.Module) -> None:
+    """Refuses dropout and batch statistics.
+
+    Raises:
+        TrainMode: naming the first such module.
+    """
+    for name, module in model.named_modules():
+        reason = _random_or_mixing(module)
+        if reason:
+            raise TrainMode(
+                found=f"{name or 'The model'} ({type(module).__name__}) {reason}.",
+                why="The loss of an example would depend on chance or on its batch.",
+                remedy="Call model.eval() before make_problem; whence never changes the mode "
+                "itself.",
+            )
+
+
+def check_problem(problem: "Problem") -> dict[str, Any]:
+    """All checks that look at data; see `Problem.check`."""
+    check_device(problem.data, problem.device)
+    few = problem.batch(torch.arange(min(_FEW, len(problem))))
+    _refuse_non_finite((few.inputs, few.targets), "Training example", _names(problem, few))
+    with torch.no_grad():
+        outputs = problem.outputs(problem.parameters, few.inputs)
+        _check_targets(problem, few, outputs)
+        _check_per_example(problem, few)
+        total = sum(_total_loss(problem, batch, outputs) for batch in problem.batches())
+    return {"examples": len(problem), "mean_loss": total / len(problem)}
+
+
+def check_query_shapes(problem: "Problem", inputs: Tree) -> None:
+    """Refuses queries that do not look like training examples.
+
+    Token sequences (integers) may be of another length; numbers may not.
+
+    Raises:
+        BadData: the structure or a shape differs.
+        NonFinite: NaN or infinity in a query.
+    """
+    expected = tree_leaves(problem.batch(torch.arange(1)).inputs)
+    got = tree_leaves(inputs)
+    is_alike = len(expected) == len(got) and all(
+        a.ndim == b.ndim and (a.shape[1:] == b.shape[1:] or not a.is_floating_point())
+        for a, b in zip(expected, got, strict=True)
+    )
+    if not is_alike:
+        raise BadData(
+            found=f"A query has the shape {_shapes(got)}, a training example {_shapes(expected)}.",
+            why="Queries go through the same model as the training examples.",
+            remedy="Prepare the queries like the training data; a single example needs a "
+            "leading axis, as in X[0:1].",
+        )
+    _refuse_non_finite(inputs, "Query", range(len(got[0])))
+
+
+def _random_or_mixing(module: nn.Module) -> str:
+    if isinstance(module, _BatchNorm):
+        uses_batch = module.training or module.running_mean is None
+        return "normalises by the statistics of its batch" if uses_batch else ""
+    is_dropout = "Dropout" in type(module).__name__
+    rate = getattr(module, "p" if is_dropout else "dropout", 0.0)
+    is_on = module.training and isinstance(rate, float | int) and rate > 0
+    return f"drops units with probability {rate}" if is_on else ""
+
+
+def _names(problem: "Problem", batch: Batch) -> Sequence[Any]:
+    return problem.data.ids[batch.positions.numpy()]
+
+
+def _shapes(leaves: list[Tensor]) -> str:
+    return ", ".join(str(tuple(leaf.shape[1:])) for leaf in leaves)
+
+
+def _refuse_non_finite(tree: Tree, what: str, names: Sequence[Any]) -> None:
+    for leaf in tree_leaves(tree):
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            continue
+        bad = ~leaf.isfinite().flatten(1).all(1) if leaf.ndim > 1 else ~leaf.isfinite()
+        if bool(bad.any()):
+            row = int(torch.nonzero(bad)[0, 0])
+            raise NonFinite(
+                found=f"{what} {names[row]} holds NaN or infinity.",
+                why="It would make every score NaN.",
+                remedy="Remove or repair the example.",
+            )
+
+
+def _check_targets(problem: "Problem", batch: Batch, outputs: Tensor) -> None:
+    if batch.targets is not None:
+        problem.loss.check_targets(batch.targets, outputs, names=_names(problem, batch))
+    elif problem.loss.task != "unknown":
+        raise BadData(
+            found=f"The training data has no targets, and the loss {problem.loss.name!r} needs them.",
+            why="Without targets there is no loss to take the gradient of.",
+            remedy='Pass (inputs, targets), or name the entry of a dict with target="...".',
+        )
+
+
+def _check_per_example(problem: "Problem", few: Batch) -> None:
+    losses = problem.losses(problem.parameters, few)
+    if losses.shape != (len(few),):
+        raise NotPerExample(
+            found=f"The loss returned shape {tuple(losses.shape)} for a batch of {len(few)}.",
+            why="Influence needs one value per example; an average has lost who contributed what.",
+            remedy='Pass a loss with reduction="none", for example '
+            'loss=functools.partial(F.cross_entropy, reduction="none"), or a name such as '
+            '"cross_entropy".',
+        )
+    tolerance = 1e3 * torch.finfo(losses.dtype).eps
+    again = problem.losses(problem.parameters, few)
+    if not torch.allclose(losses, again, rtol=tolerance, atol=tolerance, equal_nan=True):
+        raise NotDeterministic(
+            found="Two calls on the same examples gave losses that differ by "
+            f"{(losses - again).abs().max():.3g}.",
+            why="The gradient of a random loss is noise.",
+            remedy="Call model.eval(), and take sampling and augmentation out of model and data.",
+        )
+    alone = [problem.losses(problem.parameters, problem.batch(row)) for row in few.positions.split(1)]
+    gaps = (losses - torch.cat(alone)).abs()
+    if not torch.allclose(losses, torch.cat(alone), rtol=tolerance, atol=tolerance, equal_nan=True):
+        raise NotPerExample(
+            found=f"The loss of example {_names(problem, few)[int(gaps.argmax())]} changes by "
+            f"{gaps.max():.3g} when it is alone in its batch instead of one of {len(few)}.",
+            why="A loss that mixes the examples of a batch belongs to no single example.",
+            remedy="Use a loss and a model that treat each example by itself.",
+        )
+
+
+def _total_loss(problem: "Problem", batch: Batch, outputs: Tensor) -> float:
+    """Weighted sum of the losses of a batch, after looking at every input, label and loss."""
+    names = _names(problem, batch)
+    _refuse_non_finite((batch.inputs, batch.targets), "Training example", names)
+    _check_targets(problem, batch, outputs)
+    losses = problem.losses(problem.parameters, batch)
+    _refuse_non_finite(losses, "The loss of training example", names)
+    return float((batch.weights * losses).double().sum())

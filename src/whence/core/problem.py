@@ -1,0 +1,405 @@
+"""A problem: what was trained, on what, and how.
+
+    R(theta; w) = (1/N) sum_i w_i b_i loss_i(theta) + r(theta)
+
+The model is called functionally and never changed. Parameters travel as one flat vector (P,).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from whence.core.batches import Batch, Data, Tree, make_data, move, slices
+from whence.core.checks import check_modes, check_problem, check_query_shapes
+from whence.core.display import describe
+from whence.core.losses import Loss
+from whence.core.measurements import predicted_targets
+from whence.core.regularizers import Regularizer
+from whence.core.training import Retrained, Training
+from whence.errors import CannotRetrain
+from whence.numerics.vectors import Layout
+from whence.store import fingerprint
+
+Forward = Callable[[nn.Module, Any], Tensor]
+"""How the model is called on a batch of inputs: `forward(model, inputs) -> outputs`."""
+
+_WORKING_BYTES = 96 * 2**20
+"""Memory that one streamed batch may take: more is not faster on a CPU, and a GPU hides it."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Q examples to be explained, all in memory.
+
+    Args:
+        inputs: tensor, tuple or dict of tensors, each (Q, ...).
+        targets: (Q, ...) labels, or the model's own answers where none were given.
+        ids: (Q,) a name for each.
+        are_labelled: whether the targets came from the user.
+    """
+
+    inputs: Tree
+    targets: Tensor
+    ids: np.ndarray
+    are_labelled: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The queries as named numpy arrays, as `Scores` keeps them."""
+        inputs = self.inputs
+        if isinstance(inputs, Tensor):
+            named = {"inputs": inputs}
+        else:
+            items = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
+            named = {f"inputs/{name}": value for name, value in cast("Any", items)}
+        arrays = {name: value.detach().cpu().numpy() for name, value in named.items()}
+        return arrays | {"targets": self.targets.detach().cpu().numpy()}
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What was trained: model, parameters, loss per example, regulariser and data.
+
+    `whence.make_problem` builds one from what a user has; its arguments are explained there.
+    """
+
+    model: nn.Module
+    layout: Layout
+    parameters: Tensor
+    loss: Loss
+    regularizer: Regularizer
+    data: Data
+    weights: Tensor
+    forward: Forward
+    renormalize: bool = False
+    training: Training | None = None
+    name: str = "problem"
+    display: str | Mapping[str, Any] | Callable[..., Any] | None = None
+    label_names: Sequence[str] | None = None
+    notes: tuple[str, ...] = ()
+
+    # ---------------------------------------------------------------- sizes
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def size(self) -> int:
+        """P, the number of chosen parameters."""
+        return self.layout.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return self.parameters.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.parameters.device
+
+    # ---------------------------------------------------- the model, as a function
+
+    @cached_property
+    def _caller(self) -> "_Caller":
+        return _Caller(self.model, self.forward)
+
+    @cached_property
+    def _fixed(self) -> dict[str, Tensor]:
+        """Every parameter that was not chosen, without gradient."""
+        return {
+            f"model.{name}": parameter.detach()
+            for name, parameter in self.model.named_parameters()
+            if name not in self.layout.shapes
+        }
+
+    def outputs(self, parameters: Tensor, inputs: Tree) -> Tensor:
+        """Outputs of the model at any parameters.
+
+        Args:
+            parameters: (P,).
+            inputs: B inputs.
+
+        Returns:
+            (B, ...).
+        """
+        chosen = self.layout.split(parameters)
+        named = self._fixed | {f"model.{name}": value for name, value in chosen.items()}
+        return functional_call(self._caller, named, (inputs,))
+
+    def losses(self, parameters: Tensor, batch: Batch) -> Tensor:
+        """(B,) losses without base weights and without the regulariser."""
+        return self.loss(self.outputs(parameters, batch.inputs), cast("Tensor", batch.targets))
+
+    def penalty(self, parameters: Tensor) -> Tensor:
+        """The scalar r(theta)."""
+        return self.regularizer(self.layout.split(parameters))
+
+    def total_weight(self, weights: Tensor | None = None) -> float:
+        """What the sum of losses is divided by: N, or sum_i w_i under `renormalize`."""
+        if weights is None or not self.renormalize:
+            return float(len(self))
+        return float(weights.sum())
+
+    # ------------------------------------------------------------------ data
+
+    def batches(self, size: int | None = None, *, positions: Tensor | None = None) -> Iterator[Batch]:
+        """All training examples, or those at some positions, in order.
+
+        Args:
+            size: examples a batch; by default as many as fit the working memory.
+            positions: rows to be visited, default all.
+        """
+        count = len(self) if positions is None else len(positions)
+        for rows in slices(count, size or self.batch_size()):
+            yield self.batch(rows if positions is None else positions[rows])
+
+    def batch(self, positions: Tensor) -> Batch:
+        """The training examples at these positions, on the model's device and in its dtype."""
+        inputs, targets = self.data.take(positions)
+        return Batch(
+            inputs=self._prepare(inputs),
+            targets=None if targets is None else self._prepare(targets),
+            positions=positions,
+            weights=self.weights[positions.to(self.weights.device)],
+        )
+
+    def batch_size(self, stack: int = 1) -> int:
+        """How many examples fit the working memory when K = `stack` vectors go along."""
+        per_example = self.activation_size * (1 + 2 * stack) * self.parameters.element_size()
+        return max(1, min(len(self), _WORKING_BYTES // max(1, per_example), 8192))
+
+    @cached_property
+    def activation_size(self) -> int:
+        """How many numbers one example makes on its way through the model, input included."""
+        inputs = self.batch(torch.arange(1)).inputs
+        counted = [sum(leaf.numel() for leaf in tree_leaves(inputs)) // 4]
+
+        def count(module: nn.Module, args: object, output: object) -> None:
+            del module, args
+            counted.append(sum(x.numel() for x in tree_leaves(output) if isinstance(x, Tensor)))
+
+        leaves = [module for module in self.model.modules() if not list(module.children())]
+        handles = [module.register_forward_hook(count) for module in leaves]
+        try:
+            with torch.no_grad():
+                self.outputs(self.parameters, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return max(1, sum(counted))
+
+    def queries(self, source: object) -> Queries:
+        """A validated query set.
+
+        Args:
+            source: `(inputs, targets)` in the form of the training data, or inputs alone, whose
+                targets are then the model's own answers.
+
+        Raises:
+            BadData: no queries, another shape than the training examples, labels out of range.
+            NonFinite: NaN in a query.
+        """
+        if isinstance(source, Queries):
+            return source
+        data = make_data(source)
+        inputs, targets = data.take(torch.arange(len(data)))
+        inputs = self._prepare(move(inputs, self.device))
+        check_query_shapes(self, inputs)
+        with torch.no_grad():
+            outputs = self.outputs(self.parameters, inputs)
+        are_labelled = targets is not None
+        if targets is None:
+            targets = predicted_targets(outputs, self.loss)
+        targets = self._prepare(targets)
+        self.loss.check_targets(targets, outputs, names=data.ids)
+        return Queries(inputs, targets, data.ids, are_labelled)
+
+    def _prepare(self, tree: Tree) -> Tree:
+        """Moves to the device; floats take the model's dtype, integers become int64."""
+
+        def convert(leaf: Tensor) -> Tensor:
+            dtype = self.dtype if leaf.is_floating_point() else torch.int64
+            return leaf.to(device=self.device, dtype=dtype)
+
+        return tree_map(convert, tree)
+
+    # ------------------------------------------------------- checking and retraining
+
+    def check(self) -> dict[str, Any]:
+        """Refuses what would make every score wrong, before any cost.
+
+        The loss is one value per example and does not mix examples; two calls agree; no dropout
+        and no batch statistics; every loss is finite; labels are in range. The pass over the data
+        is made once for a problem, the mode of the modules is looked at every time.
+
+        Returns:
+            Mean loss, and the number of examples looked at.
+
+        Raises:
+            ProblemError: the first thing that is wrong, with a remedy.
+        """
+        check_modes(self.model)
+        return self._checked
+
+    @cached_property
+    def _checked(self) -> dict[str, Any]:
+        return check_problem(self)
+
+    def objective(self, parameters: Tensor, weights: Tensor | None = None) -> Tensor:
+        """R(theta; w), a scalar in float64.
+
+        Args:
+            parameters: (P,).
+            weights: (N,) weights w, default all one.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in self.batches():
+            w = batch.weights if weights is None else batch.weights * weights[batch.positions].to(
+                self.device
+            )
+            total += (w * self.losses(parameters, batch)).double().sum()
+        return total / self.total_weight(weights) + self.penalty(parameters).double()
+
+    def retrain(self, weights: Tensor, *, seed: int = 0) -> Retrained:
+        """Parameters that training with these example weights leads to.
+
+        Args:
+            weights: (M, N) or (N,) weights, 0 = removed.
+            seed: of everything random in the training.
+
+        Raises:
+            CannotRetrain: the problem has no training.
+        """
+        if self.training is None:
+            raise CannotRetrain(
+                found=f"{self.name} does not say how it was trained.",
+                why="The effect of a removal can only be checked by training again.",
+                remedy="Pass training=... to make_problem: a function (weights, seed) -> trained "
+                "model.",
+            )
+        return self.training.retrain(self, torch.atleast_2d(weights), seed=seed)
+
+    # --------------------------------------------------------------- variants
+
+    def at(self, parameters: Tensor) -> "Problem":
+        """The same problem at other parameters (P,)."""
+        return replace(self, parameters=parameters.detach().to(self.parameters))
+
+    def to(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> "Problem":
+        """The same problem in another precision or on another device; the model is copied."""
+        model = deepcopy(self.model).to(dtype=dtype, device=device)
+        parameters = self.parameters.to(dtype=dtype, device=device)
+        weights = self.weights.to(dtype=dtype, device=device)
+        return replace(self, model=model, parameters=parameters, weights=weights)
+
+    # -------------------------------------------------------- words and pictures
+
+    def facts(self) -> dict[str, Any]:
+        """What a report says about the problem."""
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        return {
+            "name": self.name,
+            "model": type(self.model).__name__,
+            "parameters": self.size,
+            "parameters_total": total,
+            "examples": len(self),
+            "loss": self.loss.name,
+            "regularizer": self.regularizer.describe(),
+            "renormalize": self.renormalize,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes by which scores know the model and the data they belong to."""
+        return dict(self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, str]:
+        return {
+            "parameters": fingerprint(self.parameters.cpu().numpy()),
+            "data": self.data.fingerprint(),
+        }
+
+    def show(self, position: int) -> dict[str, Any]:
+        """A display of one training example: image, text or table row, as plain JSON."""
+        inputs, targets = self.data.take(torch.tensor([position]))
+        return self.show_query(_first(inputs), None if targets is None else targets[0])
+
+    def show_query(self, inputs: Tree, target: Any = None) -> dict[str, Any]:
+        """A display of one example given by its inputs."""
+        if callable(self.display):
+            return describe(self.display(inputs, target))
+        if isinstance(self.display, Mapping):
+            return describe(inputs, **self.display)
+        return describe(inputs, kind=self.display or "auto")
+
+    def label_of(self, position: int) -> str | None:
+        """The label of a training example in words."""
+        _, targets = self.data.take(torch.tensor([position]))
+        return None if targets is None else self.label_name(targets[0])
+
+    def label_name(self, target: Any) -> str:
+        """A target in words: the name of its class, or the number."""
+        value = np.asarray(target)
+        if value.ndim > 0 and value.size > 1:
+            return "..."
+        number = value.item()
+        index = {-1: 0, 1: 1}.get(int(number), 0) if self.loss.task == "signed" else number
+        if self.label_names is not None and self.loss.task != "regression":
+            return str(self.label_names[int(index)])
+        return f"{number:g}"
+
+    def prediction_of(self, inputs: Tree) -> dict[str, Any]:
+        """What the model says of one input: label, confidence and value, where they exist."""
+        batch = tree_map(lambda leaf: torch.as_tensor(leaf).unsqueeze(0), inputs)
+        with torch.no_grad():
+            outputs = self.outputs(self.parameters, self._prepare(batch))
+        if self.loss.task == "unknown":
+            return {"label": None, "confidence": None, "value": None}
+        answer = predicted_targets(outputs, self.loss)[0]
+        confidence = None
+        if self.loss.task == "classes":
+            confidence = float(outputs.softmax(1).max())
+        elif self.loss.task == "binary":
+            confidence = float(torch.sigmoid(outputs.abs()).squeeze())
+        value = float(outputs.squeeze()) if outputs.numel() == 1 else None
+        return {"label": self.label_name(answer.cpu()), "confidence": confidence, "value": value}
+
+
+class _Caller(nn.Module):
+    """Lets `functional_call` reach the parameters of a model however the user calls it."""
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model = model
+        self.call = forward
+
+    def forward(self, inputs: Tree) -> Tensor:
+        return self.call(self.model, inputs)
+
+
+def call_plainly(model: nn.Module, inputs: Tree) -> Tensor:
+    """The default way to call a model: a tensor, several tensors, or keyword arguments."""
+    if isinstance(inputs, dict):
+        return model(**cast("dict[str, Any]", inputs))
+    if isinstance(inputs, tuple):
+        return model(*cast("tuple[Any, ...]", inputs))
+    return model(inputs)
+
+
+def _first(tree: Tree) -> Tree:
+    return tree_map(lambda leaf: leaf[0], tree)

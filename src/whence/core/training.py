@@ -1,0 +1,111 @@
+"""How a model is trained again, with a weight for every training example.
+
+`verify` asks a `Training` for the parameters that weights w would have led to. A weight of zero
+removes an example; N stays N unless the problem renormalises.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from whence.errors import BadData, NonFinite
+from whence.progress import track
+
+if TYPE_CHECKING:
+    from whence.core.problem import Problem
+
+@dataclass(frozen=True)
+class Retrained:
+    """What M trainings returned.
+
+    Args:
+        parameters: (M, P).
+        report: numbers about the trainings: gradient norms, steps.
+    """
+
+    parameters: Tensor
+    report: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Training(ABC):
+    """Training as a function of example weights and a seed."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """How reports call it."""
+
+    @property
+    @abstractmethod
+    def is_deterministic(self) -> bool:
+        """Whether two calls with the same weights and different seeds agree."""
+
+    @abstractmethod
+    def retrain(self, problem: "Problem", weights: Tensor, *, seed: int = 0) -> Retrained:
+        """Trains M times.
+
+        Args:
+            problem: what is trained.
+            weights: (M, N) weights of the training examples, 1 = as it was, 0 = removed.
+            seed: of everything random in the training.
+
+        Returns:
+            (M, P) parameters, with a report.
+        """
+
+
+@dataclass(frozen=True)
+class CallableTraining(Training):
+    """A user's own training loop.
+
+    Args:
+        function: `function(weights (N,), seed) -> module, state dict or flat tensor`. It must
+            start as the original training did and weight example i's loss by weights[i].
+        is_deterministic: True if the seed changes nothing.
+    """
+
+    function: Callable[[Tensor, int], object]
+    is_deterministic: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the user's function."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def retrain(self, problem: "Problem", weights: Tensor, *, seed: int = 0) -> Retrained:
+        """Calls the function once for each row of weights; see `Training.retrain`."""
+        rows = [
+            _flat_parameters(problem, self.function(row, seed))
+            for row in track(weights, f"Training with {self.name}")
+        ]
+        return Retrained(torch.stack(rows), {"training": self.name, "seed": seed})
+
+
+def _flat_parameters(problem: "Problem", trained: object) -> Tensor:
+    """(P,) from whatever a training loop hands back."""
+    if isinstance(trained, nn.Module):
+        trained = dict(trained.named_parameters())
+    if isinstance(trained, Mapping):
+        named = cast("Mapping[str, Tensor]", trained)
+        flat = problem.layout.join({name: named[name] for name in named})
+    elif isinstance(trained, Tensor) and trained.shape == problem.parameters.shape:
+        flat = trained
+    else:
+        raise BadData(
+            found=f"The training returned {type(trained).__name__}.",
+            why=f"whence needs the {problem.size} parameters that training led to.",
+            remedy="Return the trained module, its state_dict(), or a flat tensor of "
+            "parameters in the problem's order.",
+        )
+    flat = flat.detach().to(problem.parameters).clone()
+    if not bool(flat.isfinite().all()):
+        raise NonFinite(
+            found="The training returned NaN or infinite parameters.",
+            why="An effect computed from them would be meaningless.",
+            remedy="Lower the learning rate of the training, or check the weights it is given.",
+        )
+    return flat

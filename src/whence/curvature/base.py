@@ -1,0 +1,88 @@
+"""What every curvature is: a recipe that is fitted to a problem and then solves."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from whence.core.problem import Problem
+from whence.errors import Unsupported
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Solved vectors, with what the solve says about itself.
+
+    Args:
+        vectors: (K, P).
+        report: residuals, steps and warnings, for `Scores.report`.
+    """
+
+    vectors: Tensor
+    report: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class IHVP(ABC):
+    """Inverse-Hessian-vector products of a fitted curvature; immutable.
+
+    Attributes:
+        report: matrix, damping, smallest eigenvalue and whatever else the fit has measured.
+    """
+
+    report: Mapping[str, Any]
+
+    @abstractmethod
+    def solve(self, vectors: Tensor) -> Solution:
+        """(H + damping I)^-1 v for each row of a stack.
+
+        Args:
+            vectors: (K, P).
+
+        Returns:
+            (K, P) with a report.
+
+        Raises:
+            NumericsError: the solve failed; the message says by how much and what to change.
+        """
+
+    def leverage(self, jacobians: Tensor) -> Tensor:
+        """K_b = J_b (H + damping I)^-1 J_b^T for each example.
+
+        Args:
+            jacobians: (B, C, P).
+
+        Returns:
+            (B, C, C).
+
+        Raises:
+            Unsupported: the curvature's `offers_leverage` is False.
+        """
+        del jacobians
+        raise Unsupported(
+            found=f"{type(self).__name__} offers no leverage.",
+            why="It solves for a few vectors, not for every output of every example.",
+            remedy='Use curvature="exact".',
+        )
+
+
+class Curvature(ABC):
+    """Recipe for (H + damping I)^-1."""
+
+    offers_leverage: ClassVar[bool] = False
+    """Whether the fitted curvature answers `IHVP.leverage`."""
+
+    @abstractmethod
+    def fit(self, problem: Problem, *, data_scale: float = 1.0) -> IHVP:
+        """Pays the cost that does not depend on the queries.
+
+        Args:
+            problem: what was trained.
+            data_scale: s in s H_data + H_regulariser; 1, or N/(N-1) for one removal under
+                `renormalize`.
+
+        Raises:
+            NumericsError: the matrix cannot be inverted as asked.
+            TooLarge: it does not fit in memory.
+        """

@@ -1,0 +1,118 @@
+"""From a problem and queries to scores: resolves the method, and says why it was chosen."""
+
+from dataclasses import dataclass, replace
+
+from whence.calculus.products import hessian_is_ggn
+from whence.core.problem import Problem
+from whence.core.scores import Scores
+from whence.curvature.cg import CG
+from whence.curvature.exact import Exact
+from whence.methods import Fitted, Influence, Method, make_method
+from whence.methods.base import MeasurementLike
+from whence.methods.influence import outputs_per_example
+
+MethodLike = str | Method | Fitted
+
+EXACT_BYTES = 2 * 2**30
+"""The exact curvature may take this much memory: three float64 matrices of P x P."""
+
+EXACT_OPERATIONS = 6e12
+"""The exact curvature may take this many multiplications: about two minutes on two cores."""
+
+
+def explain(
+    problem: Problem,
+    queries: object,
+    *,
+    measurement: MeasurementLike = None,
+    method: MethodLike = "auto",
+) -> Scores:
+    """How much each training example matters to each query.
+
+        effect[q, i] = m_q(parameters trained without i) - m_q(parameters as trained)
+
+    Positive: the measurement goes up without the example.
+
+    Args:
+        problem: what was trained; see `make_problem`.
+        queries: `(inputs, targets)` in the form of the training data, or inputs alone, which are
+            measured at the model's own answer.
+        measurement: "margin" (log p / (1 - p) of the target; the default for classes),
+            "prediction" (the default for numbers), "loss", "logit", "log_prob", or a callable
+            `(outputs, targets) -> one value per query`.
+        method: "auto", a name from `whence methods`, a recipe such as
+            `Influence(CG(tolerance=1e-8))`, or what `fit` returned.
+
+    Returns:
+        (Q, N) effects that know their sign, unit and report.
+
+    Raises:
+        WhenceError: the problem, the queries or a solve failed; nothing is guessed.
+    """
+    return fit(problem, method).scores(queries, measurement)
+
+
+def fit(problem: Problem, method: MethodLike = "auto") -> Fitted:
+    """The expensive part of a method, paid once for any number of queries.
+
+    Args:
+        problem: what was trained.
+        method: as in `explain`.
+
+    Returns:
+        A fitted method, accepted wherever `method=` is.
+    """
+    if isinstance(method, Fitted):
+        return _same_problem(problem, method)
+    if isinstance(method, Method):
+        return method.fit(problem).because("asked for")
+    if method != "auto":
+        return make_method(method).fit(problem).because("asked for")
+    choice = choose(problem)
+    return choice.method.fit(problem).because(choice.reason)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method and the reason for it, in words."""
+
+    method: Method
+    reason: str
+
+
+def choose(problem: Problem) -> Choice:
+    """The method that `method="auto"` stands for.
+
+    Exact curvature is the most faithful and, for a few thousand parameters, also the cheapest.
+    Where P, N and the number of outputs make it too large, conjugate gradients solve for the
+    queries alone: on the Hessian where it equals the Gauss-Newton matrix (linear models), else on
+    the Gauss-Newton matrix.
+    """
+    cost = exact_cost(problem)
+    size = f"P = {problem.size:,}, N = {len(problem):,}"
+    if cost.bytes <= EXACT_BYTES and cost.operations <= EXACT_OPERATIONS:
+        return Choice(
+            Influence(Exact()),
+            f"exact curvature is affordable ({size}: about {cost.bytes / 2**20:.0f} MB and "
+            f"{cost.operations:.1g} multiplications)",
+        )
+    return Choice(
+        Influence(CG()),
+        f"exact curvature would take {cost.bytes / 2**20:,.0f} MB and {cost.operations:.1g} "
+        f"multiplications ({size}), so the queries are solved by conjugate gradients",
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of memory and multiplications."""
+
+    bytes: float
+    operations: float
+
+
+def exact_cost(problem: Problem) -> Cost:
+    """What `Exact` takes: the dense matrix, its eigenvectors, and making it."""
+    p, n = problem.size, len(problem)
+    build = n * p * p * (outputs_per_example(problem) if hessian_is_ggn(problem) else 6)
+    return Cost(bytes=3 * 8 * p * p, operations=10 * p**3 + build)

@@ -1,0 +1,117 @@
+"""What every method is, and the loop that is written once: solve for the queries, stream the data."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from whence.core.batches import Batch
+from whence.core.measurements import MeasurementFunction
+from whence.core.problem import Problem, Queries
+from whence.core.scores import Measurement, Scores
+from whence.progress import track
+from whence.store import fingerprint
+from whence.version import __version__
+
+MeasurementLike = str | MeasurementFunction | Measurement | None
+
+
+class Fitted(ABC):
+    """A method that has paid the cost which all queries share; immutable.
+
+    Attributes:
+        problem: what it was fitted to.
+        report: what the fit has measured.
+    """
+
+    problem: Problem
+    report: Mapping[str, Any]
+
+    @abstractmethod
+    def scores(self, queries: object, measurement: MeasurementLike = None) -> Scores:
+        """Effects of every training example on every query.
+
+        Args:
+            queries: `(inputs, targets)` in the form of the training data, or inputs alone.
+            measurement: what is measured on a query; see `whence.explain`.
+
+        Returns:
+            (Q, N) effects with their sign, unit and report.
+        """
+
+
+class Method(ABC):
+    """Recipe for attribution."""
+
+    @abstractmethod
+    def fit(self, problem: Problem) -> Fitted:
+        """Pays the cost that all queries share.
+
+        Raises:
+            WhenceError: the problem or the method's options do not allow it.
+        """
+
+
+def stream(problem: Problem, rows: Callable[[Batch], Tensor], *, queries: int, size: int) -> np.ndarray:
+    """One pass over the training data.
+
+    Args:
+        problem: whose data is streamed.
+        rows: effects (Q, B) of the examples of a batch.
+        queries: Q.
+        size: examples a batch; never changes the result beyond rounding.
+
+    Returns:
+        (Q, N) float64.
+    """
+    values = np.empty((queries, len(problem)))
+    steps = -(-len(problem) // size)
+    for batch in track(problem.batches(size), "Scoring training examples", total=steps):
+        values[:, batch.positions.numpy()] = rows(batch).detach().cpu().numpy()
+    return values
+
+
+def make_scores(
+    problem: Problem,
+    queries: Queries,
+    measurement: Measurement,
+    *,
+    values: np.ndarray,
+    baseline: Tensor,
+    report: Mapping[str, Any],
+    started: float,
+) -> Scores:
+    """Scores with everything that every method reports.
+
+    Args:
+        problem: what was explained.
+        queries: what was asked.
+        measurement: what was measured.
+        values: (Q, N) effects.
+        baseline: (Q,) measurements with the model as trained.
+        report: what the method has to say; `is_calibrated` False makes the unit "arbitrary".
+        started: `time.monotonic()` at the start of the work.
+    """
+    facts = problem.facts()
+    arrays = queries.arrays()
+    common = {
+        "parameters_covered": facts["parameters"],
+        "parameters_total": facts["parameters_total"],
+        "problem": facts["name"],
+        "fingerprint": problem.fingerprint() | {"queries": fingerprint(*arrays.values())},
+        "seconds": time.monotonic() - started,
+        "version": __version__,
+    }
+    return Scores(
+        values=values,
+        query_ids=queries.ids,
+        train_ids=problem.data.ids,
+        measurement=measurement,
+        baseline=baseline.detach().double().cpu().numpy(),
+        queries=arrays,
+        report=dict(report) | common,
+        is_calibrated=bool(report.get("is_calibrated", True)),
+    )

@@ -1,0 +1,220 @@
+"""Influence functions: one solve for the queries, one pass over the training data."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from whence.calculus.gradients import jacobians, measurement_gradients
+from whence.calculus.products import objective_gradient
+from whence.calculus.removal import Removal
+from whence.core.batches import Batch
+from whence.core.measurements import make_measurement
+from whence.core.problem import Problem, Queries
+from whence.core.scores import Measurement, Scores
+from whence.curvature import IHVP, Curvature, make_curvature
+from whence.errors import BadArgument, Unsupported
+from whence.methods.base import Fitted, MeasurementLike, Method, make_scores, stream
+
+NEWTON_OPERATIONS = 3e12
+"""`removal="auto"` stays with first order above N C P^2 of this size, a minute on two cores."""
+
+NEWTON_OUTPUTS = 100
+"""The Newton form solves a C x C system per example; above this C it is not offered."""
+
+
+@dataclass(frozen=True)
+class Influence(Method):
+    """Effect of removing each training example, through the curvature of the objective.
+
+        effect[q, i] ~ (1/N) grad m_q^T (H + damping I)^-1 b_i grad loss_i        first order
+
+    First order forgets that the matrix, too, loses example i; the Newton form takes that into
+    account (`whence.calculus.removal`).
+
+    Args:
+        curvature: the matrix that is inverted, by name or as a recipe.
+        removal: "first_order" or "newton"; "auto" takes newton where the curvature offers
+            leverage and N C P^2 is affordable.
+        change: "linear" multiplies the moved parameters with the measurement's gradient;
+            "finite" evaluates the measurement at the moved outputs f_q + J_q dtheta, which is
+            exact in the measurement where the outputs are linear in the parameters.
+
+    Source: Koh & Liang 2017 (arXiv:1703.04730), equations 1 and 2.
+    """
+
+    curvature: str | Curvature = "exact"
+    removal: Literal["auto", "first_order", "newton"] = "auto"
+    change: Literal["linear", "finite"] = "linear"
+
+    def fit(self, problem: Problem) -> "FittedInfluence":
+        """Fits the curvature and measures how far the model is from its optimum.
+
+        Raises:
+            BadArgument: an unknown `removal` or `change`.
+            Unsupported: newton was asked of a curvature without leverage, or of too many outputs.
+        """
+        _check_option("removal", self.removal, ("auto", "first_order", "newton"))
+        _check_option("change", self.change, ("linear", "finite"))
+        started = time.monotonic()
+        problem.check()
+        curvature = make_curvature(self.curvature)
+        is_newton = self.removal != "first_order" and self._can_newton(problem, curvature)
+        count = len(problem)
+        scale = count / (count - 1) if is_newton and problem.renormalize else 1.0
+        ihvp = curvature.fit(problem, data_scale=scale)
+        gradient = objective_gradient(problem)
+        report = {
+            "method": "influence",
+            "removal": "newton" if is_newton else "first_order",
+            "change": self.change,
+            "gradient_norm": float(gradient.norm()),
+            **ihvp.report,
+            "fit_seconds": time.monotonic() - started,
+        }
+        return FittedInfluence(problem, ihvp, is_newton, self.change, gradient, report)
+
+    def _can_newton(self, problem: Problem, curvature: Curvature) -> bool:
+        outputs = outputs_per_example(problem)
+        obstacle = ""
+        if not curvature.offers_leverage:
+            obstacle = f"{type(curvature).__name__} has no leverage J H^-1 J^T to offer"
+        elif outputs > NEWTON_OUTPUTS:
+            obstacle = f"an example has {outputs} outputs, more than {NEWTON_OUTPUTS}"
+        elif problem.renormalize and len(problem) < 2:
+            obstacle = "nothing remains when the only example is removed"
+        if obstacle and self.removal == "newton":
+            raise Unsupported(
+                found=f"removal='newton' is not possible: {obstacle}.",
+                why="The Newton form needs the leverage of each example.",
+                remedy='Use curvature="exact", or removal="first_order".',
+            )
+        is_affordable = newton_operations(problem, outputs) <= NEWTON_OPERATIONS
+        return not obstacle and (is_affordable or self.removal == "newton")
+
+
+@dataclass(frozen=True)
+class FittedInfluence(Fitted):
+    """Influence with a fitted curvature.
+
+    Args:
+        problem: what it was fitted to.
+        ihvp: the fitted curvature.
+        is_newton: whether a removal is one Newton step instead of first order.
+        change: how the measurement follows the parameters.
+        gradient: (P,) gradient of the objective.
+        report: what the fit has measured.
+    """
+
+    problem: Problem
+    ihvp: IHVP
+    is_newton: bool
+    change: Literal["linear", "finite"]
+    gradient: Tensor
+    report: Mapping[str, Any]
+
+    def scores(self, queries: object, measurement: MeasurementLike = None) -> Scores:
+        """Effects of every training example on every query; see `Fitted.scores`."""
+        started = time.monotonic()
+        problem = self.problem
+        asked = problem.queries(queries)
+        measured = make_measurement(measurement, problem.loss)
+        baseline, slopes = measurement_gradients(problem, measured, asked)
+        directions = jacobians(problem, asked) if self.change == "finite" else slopes[:, None]
+        solution = self.ihvp.solve(directions.flatten(0, 1))
+        removal = self._removal(solution.vectors)
+        leverages: list[Tensor] = []
+
+        def rows(batch: Batch) -> Tensor:
+            if self.is_newton:
+                kernel = self.ihvp.leverage(jacobians(problem, batch))
+                effects, shares = removal.newton(batch, kernel)
+                leverages.append(shares)
+            else:
+                effects = removal.first_order(batch)
+            moved = effects.unflatten(0, directions.shape[:2])  # (Q, C, B)
+            return _evaluate(problem, measured, asked, moved) if self.change == "finite" else moved[:, 0]
+
+        size = self._batch_size(len(solution.vectors))
+        return make_scores(
+            problem,
+            asked,
+            measured,
+            values=stream(problem, rows, queries=len(asked), size=size),
+            baseline=baseline,
+            report={**self.report, **solution.report, **_leverage_report(leverages)},
+            started=started,
+        )
+
+    def _removal(self, psi: Tensor) -> Removal:
+        if not self.problem.renormalize:
+            return Removal(self.problem, psi)
+        theta = self.problem.parameters.detach().requires_grad_(True)
+        penalty = self.problem.penalty(theta)
+        (decay,) = torch.autograd.grad(penalty, theta, materialize_grads=True)
+        mean = self.gradient - decay
+        return Removal(self.problem, psi, mean, self.ihvp.solve(mean[None]).vectors)
+
+    def _batch_size(self, stack: int) -> int:
+        """Examples a batch; for the Newton form so few that their Jacobians stay near 64 MB."""
+        size = self.problem.batch_size(stack)
+        if self.is_newton:
+            numbers = outputs_per_example(self.problem) * self.problem.size
+            size = min(size, 2**23 // numbers)
+        return max(1, size)
+
+
+def outputs_per_example(problem: Problem) -> int:
+    """C, how many numbers the model returns for one example."""
+    with torch.no_grad():
+        one = problem.outputs(problem.parameters, problem.batch(torch.arange(1)).inputs)
+    return one.numel()
+
+
+def newton_operations(problem: Problem, outputs: int) -> float:
+    """N C P^2: multiplications that the leverage of every example takes."""
+    return float(len(problem)) * outputs * problem.size**2
+
+
+def _evaluate(problem: Problem, measured: Measurement, asked: Queries, moved: Tensor) -> Tensor:
+    """m(f_q + change) - m(f_q) for every change of the outputs.
+
+    Args:
+        problem: for the outputs of the queries.
+        measured: the measurement.
+        asked: Q queries.
+        moved: (Q, C, B) changes of the outputs, flattened to C numbers.
+
+    Returns:
+        (Q, B).
+    """
+    function = cast("Callable[[Tensor, Tensor], Tensor]", measured.function)
+    with torch.no_grad():
+        before = problem.outputs(problem.parameters, asked.inputs)  # (Q, ...)
+        changes = moved.permute(2, 0, 1).reshape(-1, *before.shape)  # (B, Q, ...)
+        after = (before + changes).flatten(0, 1)
+        targets = asked.targets.repeat(len(changes), *[1] * (asked.targets.ndim - 1))
+        values = function(after, targets).reshape(len(changes), len(asked))
+        return (values - function(before, asked.targets)).T
+
+
+def _leverage_report(leverages: list[Tensor]) -> dict[str, Any]:
+    if not leverages:
+        return {}
+    shares = torch.cat(leverages)
+    return {
+        "largest_leverage": float(shares.max()),
+        "leverage_fallbacks": int((shares >= 1).sum()),
+    }
+
+
+def _check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise BadArgument(
+            found=f"{name}={value!r}.",
+            why=f"The choices are {', '.join(allowed)}.",
+            remedy=f"Give one of them, or leave {name} out.",
+        )

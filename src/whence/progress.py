@@ -1,0 +1,68 @@
+"""Progress bars that appear only when something takes longer than two seconds.
+
+Bars go to standard error, only when that is a terminal, and never inside `quiet()`; piped output
+stays clean. Loops anywhere in whence wrap their iterable in `track`.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_is_quiet: ContextVar[bool] = ContextVar("whence_is_quiet", default=False)
+_is_inside: ContextVar[bool] = ContextVar("whence_is_inside_a_bar", default=False)
+
+PATIENCE = 2.0
+"""Seconds before a bar is shown."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars inside this block."""
+    token = _is_quiet.set(True)
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
+
+
+def track(iterable: Iterable[T], label: str, *, total: int | None = None) -> Iterator[T]:
+    """The same items, with a bar once `PATIENCE` seconds have passed.
+
+    A bar inside another bar is not drawn.
+
+    Args:
+        iterable: what is worked through.
+        label: what is being done, in a few words.
+        total: how many items there are, where `len` cannot tell.
+    """
+    if _is_quiet.get() or _is_inside.get() or not sys.stderr.isatty():
+        yield from iterable
+        return
+    count = total if total is not None else getattr(iterable, "__len__", lambda: None)()
+    token = _is_inside.set(True)
+    try:
+        yield from _with_bar(iterable, label, count)
+    finally:
+        _is_inside.reset(token)
+
+
+def _with_bar(iterable: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    start = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True, disable=False) as bar:
+        bar.stop()
+        task = bar.add_task(label, total=total)
+        is_shown = False
+        for item in iterable:
+            yield item
+            bar.advance(task)
+            if not is_shown and time.monotonic() - start > PATIENCE:
+                bar.start()
+                is_shown = True
