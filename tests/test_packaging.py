@@ -54,7 +54,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         yield file
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel: zipfile.ZipFile):
     """Templates, styles, scripts and py.typed among them."""
     there = {
@@ -67,7 +66,6 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel: zipfile.Z
     assert "whence/py.typed" in packed
 
 
-@pytest.mark.slow
 def test_the_wheel_carries_the_licence(wheel: zipfile.ZipFile):
     (licence,) = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
     assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()

@@ -53,7 +53,7 @@ _HOMES = {
     "WhenceError": "whence.errors",
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "CG",
     "CallableTraining",
     "Effect",

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from sklearn import datasets as bundled
 
 from whence.errors import BadArgument, BadData, StoreError, unknown_name
+from whence.store import write_atomically
 
 _log = logging.getLogger("whence")
 
@@ -326,15 +328,11 @@ def _check(content: bytes, part: _Part, *, origin: str) -> None:
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    packed = BytesIO()
+    np.savez_compressed(packed, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, packed.getvalue())
     except OSError as error:
         raise StoreError(
             found=f"{path} cannot be written: {error}",

@@ -32,6 +32,8 @@ def child(package: ModuleType, name: str, base: type[T]) -> type[T]:
     (found,) = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and value.__module__ == module.__name__
     ]
     return found

@@ -1,12 +1,13 @@
 """From a problem and queries to scores: resolves the method, and says why it was chosen."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from whence.calculus.products import hessian_is_ggn
 from whence.core.problem import Problem
 from whence.core.scores import Scores
 from whence.curvature.cg import CG
 from whence.curvature.exact import Exact
+from whence.errors import Stale
 from whence.methods import Fitted, Influence, Method, make_method
 from whence.methods.base import MeasurementLike
 from whence.methods.influence import outputs_per_example
@@ -70,6 +71,21 @@ def fit(problem: Problem, method: MethodLike = "auto") -> Fitted:
         return make_method(method).fit(problem).because("asked for")
     choice = choose(problem)
     return choice.method.fit(problem).because(choice.reason)
+
+
+def _same_problem(problem: Problem, fitted: Fitted) -> Fitted:
+    """The fitted method, if it was fitted to this very model and data.
+
+    Raises:
+        Stale: it was not.
+    """
+    if fitted.problem is problem or fitted.problem.fingerprint() == problem.fingerprint():
+        return fitted
+    raise Stale(
+        found=f"The method was fitted to {fitted.problem.name} with other parameters or data.",
+        why="Its curvature and gradients belong to that model.",
+        remedy="Fit it again: whence.fit(problem, method).",
+    )
 
 
 @dataclass(frozen=True)

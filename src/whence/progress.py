@@ -6,7 +6,7 @@ stays clean. Loops anywhere in whence wrap their iterable in `track`.
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -21,7 +21,7 @@ PATIENCE = 2.0
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None, None, None]:
     """No progress bars inside this block."""
     token = _is_quiet.set(True)
     try:

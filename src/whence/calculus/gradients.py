@@ -6,7 +6,7 @@ of reverse passes, one example at a time; `is_vectorised` tells which.
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +18,7 @@ from whence.calculus.stacking import StackedLinear
 from whence.core.batches import Batch, Tree
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
-from whence.errors import BadData, NonFinite, NotPerExample, Unsupported
+from whence.errors import NonFinite, NotPerExample, Unsupported
 
 _VECTORISED: WeakKeyDictionary[Problem, bool] = WeakKeyDictionary()
 
@@ -45,12 +45,7 @@ def gradients(problem: Problem, batch: Batch) -> Tensor:
     Raises:
         NonFinite: a gradient is not a number, naming the example.
     """
-
-    def loss_of_one(parameters: Tensor, inputs: Tree, target: Tensor | None) -> Tensor:
-        one = Batch(_alone(inputs), _alone(target), batch.positions[:1], batch.weights[:1])
-        return problem.losses(parameters, one).squeeze(0)
-
-    rows = _per_example(problem, loss_of_one, (batch.inputs, batch.targets))
+    rows = _pull_back(problem, batch.inputs, residuals(problem, batch))
     _refuse_non_finite(problem, batch, rows)
     return rows
 
@@ -167,12 +162,12 @@ def measurement_gradients(
         NonFinite: a value or gradient is not a number.
     """
     function = cast("Callable[[Tensor, Tensor], Tensor]", measurement.function)
-
-    def value_of_one(parameters: Tensor, inputs: Tree, target: Tensor) -> Tensor:
-        return function(problem.outputs(parameters, _alone(inputs)), target.unsqueeze(0)).squeeze(0)
-
     values = measure(problem, measurement, queries)
-    rows = _per_example(problem, value_of_one, (queries.inputs, queries.targets))
+    with torch.no_grad():
+        leaf = problem.outputs(problem.parameters, queries.inputs).requires_grad_(True)
+    total = function(leaf, queries.targets).sum()
+    (slopes,) = torch.autograd.grad(total, leaf, materialize_grads=True)
+    rows = _pull_back(problem, queries.inputs, slopes.reshape(len(queries), -1))
     bad = ~rows.isfinite().all(1)
     if bool(bad.any()):
         raise NonFinite(
@@ -254,18 +249,23 @@ def _alone(tree: Tree) -> Tree:
     return tree_map(lambda leaf: leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _per_example(
-    problem: Problem, value: Callable[..., Tensor], trees: tuple[Tree, ...]
-) -> Tensor:
+def _pull_back(problem: Problem, inputs: Tree, slopes: Tensor) -> Tensor:
+    """J_b^T s_b for each example: (B, P). Only the model is differentiated, never a loss."""
+
+    def along_slope(parameters: Tensor, one: Tree, slope: Tensor) -> Tensor:
+        return problem.outputs(parameters, _alone(one)).flatten() @ slope
+
+    return _per_example(problem, along_slope, (inputs, slopes))
+
+
+def _per_example(problem: Problem, value: Callable[..., Tensor], trees: tuple[Tree, ...]) -> Tensor:
     """Jacobian of `value(parameters, *example)` for every example, by vmap or one by one."""
     if is_vectorised(problem):
         axes = tuple(tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, trees))
         with torch.no_grad():
             return vmap(jacrev(value), in_dims=(None, *axes))(problem.parameters, *trees)
     count = len(next(leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)))
-    return torch.stack(
-        [_plain_jacobian(problem, value, _take(trees, i)) for i in range(count)]
-    )
+    return torch.stack([_plain_jacobian(problem, value, _take(trees, i)) for i in range(count)])
 
 
 def _plain_jacobian(

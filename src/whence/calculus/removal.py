@@ -48,7 +48,7 @@ class Removal:
         return len(self.problem) - float(self.problem.renormalize)
 
     def first_order(self, batch: Batch) -> Tensor:
-        """v . H^-1 b for each direction and example.
+        """V . H^-1 b for each direction and example.
 
         Returns:
             (K, B), divided by N under both conventions: the derivative with respect to w_i.
@@ -57,7 +57,7 @@ class Removal:
         return (pull - self._mean_along()) / len(self.problem)
 
     def newton(self, batch: Batch, leverage: Tensor) -> tuple[Tensor, Tensor]:
-        """v . A_i^-1 b for each direction and example.
+        """V . A_i^-1 b for each direction and example.
 
         Args:
             batch: B examples.

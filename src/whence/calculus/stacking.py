@@ -17,7 +17,11 @@ class StackedLinear(TorchFunctionMode):
     """Inside this context `F.linear` multiplies from the left; values differ only in rounding."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Replaces `F.linear` and passes everything else through."""
         del types

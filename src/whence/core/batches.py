@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from whence.errors import BadData, DeviceMismatch
 from whence.store import fingerprint
@@ -298,7 +298,7 @@ def _refuse_empty(count: int) -> None:
 
 def _make_ids(ids: object, count: int) -> np.ndarray:
     if ids is None:
-        return np.arange(count)
+        return np.arange(count, dtype=np.int64)
     names = np.asarray(ids)
     if names.dtype == object:
         names = names.astype(str)

@@ -135,7 +135,9 @@ def _check_per_example(problem: "Problem", few: Batch) -> None:
             why="The gradient of a random loss is noise.",
             remedy="Call model.eval(), and take sampling and augmentation out of model and data.",
         )
-    alone = [problem.losses(problem.parameters, problem.batch(row)) for row in few.positions.split(1)]
+    alone = [
+        problem.losses(problem.parameters, problem.batch(row)) for row in few.positions.split(1)
+    ]
     gaps = (losses - torch.cat(alone)).abs()
     if not torch.allclose(losses, torch.cat(alone), rtol=tolerance, atol=tolerance, equal_nan=True):
         raise NotPerExample(

@@ -113,7 +113,7 @@ def squared_hinge(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def smooth_hinge(outputs: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """t log(1 + exp((1 - y f) / t)): a hinge with curvature, and the hinge itself as t -> 0.
+    """T log(1 + exp((1 - y f) / t)): a hinge with curvature, and the hinge itself as t -> 0.
 
     Source: Koh & Liang 2017 (arXiv:1703.04730), section 4.3.
     """

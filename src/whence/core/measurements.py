@@ -84,9 +84,9 @@ def _class_log_prob(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _class_margin(outputs: Tensor, targets: Tensor) -> Tensor:
-    """log p_y - log(1 - p_y) = f_y - logsumexp of the other logits: exact also where p_y is 1."""
+    """Log p_y - log(1 - p_y) = f_y - logsumexp of the other logits: exact also where p_y is 1."""
     chosen = _take_class(outputs, targets)
-    own = torch.nn.functional.one_hot(targets.long(), outputs.shape[1]).bool()
+    own = torch.arange(outputs.shape[1], device=outputs.device) == targets.long().unsqueeze(1)
     return chosen - torch.logsumexp(outputs.masked_fill(own, -torch.inf), 1)
 
 

@@ -5,6 +5,7 @@
 The model is called functionally and never changed. Parameters travel as one flat vector (P,).
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from whence.core.checks import check_modes, check_problem, check_query_shapes
 from whence.core.display import describe
 from whence.core.losses import Loss
 from whence.core.measurements import predicted_targets
+from whence.core.prepared import PreparedData
 from whence.core.regularizers import Regularizer
 from whence.core.training import Retrained, Training
 from whence.errors import CannotRetrain
@@ -44,12 +46,14 @@ class Queries:
         targets: (Q, ...) labels, or the model's own answers where none were given.
         ids: (Q,) a name for each.
         are_labelled: whether the targets came from the user.
+        displays: (Q,) how the raw examples look, where the inputs were prepared from them.
     """
 
     inputs: Tree
     targets: Tensor
     ids: np.ndarray
     are_labelled: bool
+    displays: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,7 +67,12 @@ class Queries:
             items = inputs.items() if isinstance(inputs, dict) else enumerate(inputs)
             named = {f"inputs/{name}": value for name, value in cast("Any", items)}
         arrays = {name: value.detach().cpu().numpy() for name, value in named.items()}
-        return arrays | {"targets": self.targets.detach().cpu().numpy()}
+        arrays["targets"] = self.targets.detach().cpu().numpy()
+        if self.displays:
+            arrays["displays"] = np.array(
+                [json.dumps(display, default=str) for display in self.displays]
+            )
+        return arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +96,8 @@ class Problem:
     display: str | Mapping[str, Any] | Callable[..., Any] | None = None
     label_names: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
+    read: Callable[[object], Data] = make_data
+    """Makes data of whatever the user gives as queries, prepared as the training data was."""
 
     # ---------------------------------------------------------------- sizes
 
@@ -153,7 +164,9 @@ class Problem:
 
     # ------------------------------------------------------------------ data
 
-    def batches(self, size: int | None = None, *, positions: Tensor | None = None) -> Iterator[Batch]:
+    def batches(
+        self, size: int | None = None, *, positions: Tensor | None = None
+    ) -> Iterator[Batch]:
         """All training examples, or those at some positions, in order.
 
         Args:
@@ -212,7 +225,7 @@ class Problem:
         """
         if isinstance(source, Queries):
             return source
-        data = make_data(source)
+        data = self.read(source)
         inputs, targets = data.take(torch.arange(len(data)))
         inputs = self._prepare(move(inputs, self.device))
         check_query_shapes(self, inputs)
@@ -223,7 +236,12 @@ class Problem:
             targets = predicted_targets(outputs, self.loss)
         targets = self._prepare(targets)
         self.loss.check_targets(targets, outputs, names=data.ids)
-        return Queries(inputs, targets, data.ids, are_labelled)
+        displays = self._displays(data, targets) if isinstance(data, PreparedData) else ()
+        return Queries(inputs, targets, data.ids, are_labelled, displays)
+
+    def _displays(self, data: PreparedData, targets: Tensor) -> tuple[dict[str, Any], ...]:
+        rows = range(len(data))
+        return tuple(self.show_query(data.example(row), targets[row]) for row in rows)
 
     def _prepare(self, tree: Tree) -> Tree:
         """Moves to the device; floats take the model's dtype, integers become int64."""
@@ -265,8 +283,10 @@ class Problem:
         """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in self.batches():
-            w = batch.weights if weights is None else batch.weights * weights[batch.positions].to(
-                self.device
+            w = (
+                batch.weights
+                if weights is None
+                else batch.weights * weights[batch.positions].to(self.device)
             )
             total += (w * self.losses(parameters, batch)).double().sum()
         return total / self.total_weight(weights) + self.penalty(parameters).double()
@@ -336,8 +356,10 @@ class Problem:
 
     def show(self, position: int) -> dict[str, Any]:
         """A display of one training example: image, text or table row, as plain JSON."""
-        inputs, targets = self.data.take(torch.tensor([position]))
-        return self.show_query(_first(inputs), None if targets is None else targets[0])
+        data = self.data
+        inputs, targets = data.take(torch.tensor([position]))
+        example = data.example(position) if isinstance(data, PreparedData) else _first(inputs)
+        return self.show_query(example, None if targets is None else targets[0])
 
     def show_query(self, inputs: Tree, target: Any = None) -> dict[str, Any]:
         """A display of one example given by its inputs."""

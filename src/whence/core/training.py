@@ -18,6 +18,7 @@ from whence.progress import track
 if TYPE_CHECKING:
     from whence.core.problem import Problem
 
+
 @dataclass(frozen=True)
 class Retrained:
     """What M trainings returned.
@@ -65,11 +66,16 @@ class CallableTraining(Training):
     Args:
         function: `function(weights (N,), seed) -> module, state dict or flat tensor`. It must
             start as the original training did and weight example i's loss by weights[i].
-        is_deterministic: True if the seed changes nothing.
+        repeats_exactly: True if the seed changes nothing.
     """
 
     function: Callable[[Tensor, int], object]
-    is_deterministic: bool = False
+    repeats_exactly: bool = False
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the seed changes nothing."""
+        return self.repeats_exactly
 
     @property
     def name(self) -> str:

@@ -25,13 +25,12 @@ class Solution:
 
 
 class IHVP(ABC):
-    """Inverse-Hessian-vector products of a fitted curvature; immutable.
+    """Inverse-Hessian-vector products of a fitted curvature; immutable."""
 
-    Attributes:
-        report: matrix, damping, smallest eigenvalue and whatever else the fit has measured.
-    """
-
-    report: Mapping[str, Any]
+    @property
+    @abstractmethod
+    def report(self) -> Mapping[str, Any]:
+        """Matrix, damping, smallest eigenvalue and whatever else the fit has measured."""
 
     @abstractmethod
     def solve(self, vectors: Tensor) -> Solution:

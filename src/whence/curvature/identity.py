@@ -1,6 +1,8 @@
 """No curvature: gradient dot products."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +29,10 @@ class Identity(Curvature):
 class IdentityIHVP(IHVP):
     """Returns what it is given."""
 
-    report = {"curvature": "identity", "damping": None, "is_calibrated": False}
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """That nothing was inverted, and that only the order means something."""
+        return {"curvature": "identity", "damping": None, "is_calibrated": False}
 
     def solve(self, vectors: Tensor) -> Solution:
         """The vectors themselves."""

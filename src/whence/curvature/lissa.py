@@ -100,13 +100,18 @@ class LiSSAIHVP(IHVP):
         recipe: the options.
         matrix: the curvature matrix over all data.
         scale: the divisor.
-        report: what the fit has chosen.
+        facts: what the fit has chosen.
     """
 
     recipe: LiSSA
     matrix: CurvatureMatrix
     scale: float
-    report: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What the fit has chosen and measured."""
+        return self.facts
 
     def solve(self, vectors: Tensor) -> Solution:
         """Runs the recursion for all vectors together.
@@ -166,7 +171,5 @@ def _on(matrix: CurvatureMatrix, positions: Tensor | None) -> CurvatureMatrix:
 
 def _largest(matrix: CurvatureMatrix, seed: int) -> float:
     problem = matrix.problem
-    _, largest = extreme_eigenvalues(
-        matrix, problem.size, steps=20, seed=seed, dtype=problem.dtype, device=problem.device
-    )
+    _, largest = extreme_eigenvalues(matrix, problem.parameters, steps=20, seed=seed)
     return max(largest, torch.finfo(problem.dtype).tiny)

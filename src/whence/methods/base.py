@@ -1,9 +1,10 @@
-"""What every method is, and the loop that is written once: solve for the queries, stream the data."""
+"""What every method is, and the loop that is written once: solve once, stream once."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -19,16 +20,21 @@ from whence.version import __version__
 MeasurementLike = str | MeasurementFunction | Measurement | None
 
 
+@dataclass(frozen=True)
 class Fitted(ABC):
     """A method that has paid the cost which all queries share; immutable.
 
-    Attributes:
+    Args:
         problem: what it was fitted to.
         report: what the fit has measured.
     """
 
     problem: Problem
     report: Mapping[str, Any]
+
+    def because(self, reason: str) -> Self:
+        """The same, with the reason why this method was taken in its report."""
+        return replace(self, report={**self.report, "reason": reason})
 
     @abstractmethod
     def scores(self, queries: object, measurement: MeasurementLike = None) -> Scores:
@@ -55,7 +61,9 @@ class Method(ABC):
         """
 
 
-def stream(problem: Problem, rows: Callable[[Batch], Tensor], *, queries: int, size: int) -> np.ndarray:
+def stream(
+    problem: Problem, rows: Callable[[Batch], Tensor], *, queries: int, size: int
+) -> np.ndarray:
     """One pass over the training data.
 
     Args:
@@ -101,6 +109,7 @@ def make_scores(
         "parameters_covered": facts["parameters"],
         "parameters_total": facts["parameters_total"],
         "problem": facts["name"],
+        "are_labelled": queries.are_labelled,
         "fingerprint": problem.fingerprint() | {"queries": fingerprint(*arrays.values())},
         "seconds": time.monotonic() - started,
         "version": __version__,

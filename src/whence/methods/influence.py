@@ -1,7 +1,7 @@
 """Influence functions: one solve for the queries, one pass over the training data."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -75,7 +75,7 @@ class Influence(Method):
             **ihvp.report,
             "fit_seconds": time.monotonic() - started,
         }
-        return FittedInfluence(problem, ihvp, is_newton, self.change, gradient, report)
+        return FittedInfluence(problem, report, ihvp, is_newton, self.change, gradient)
 
     def _can_newton(self, problem: Problem, curvature: Curvature) -> bool:
         outputs = outputs_per_example(problem)
@@ -102,19 +102,17 @@ class FittedInfluence(Fitted):
 
     Args:
         problem: what it was fitted to.
+        report: what the fit has measured.
         ihvp: the fitted curvature.
         is_newton: whether a removal is one Newton step instead of first order.
         change: how the measurement follows the parameters.
         gradient: (P,) gradient of the objective.
-        report: what the fit has measured.
     """
 
-    problem: Problem
     ihvp: IHVP
     is_newton: bool
     change: Literal["linear", "finite"]
     gradient: Tensor
-    report: Mapping[str, Any]
 
     def scores(self, queries: object, measurement: MeasurementLike = None) -> Scores:
         """Effects of every training example on every query; see `Fitted.scores`."""
@@ -136,7 +134,11 @@ class FittedInfluence(Fitted):
             else:
                 effects = removal.first_order(batch)
             moved = effects.unflatten(0, directions.shape[:2])  # (Q, C, B)
-            return _evaluate(problem, measured, asked, moved) if self.change == "finite" else moved[:, 0]
+            return (
+                _evaluate(problem, measured, asked, moved)
+                if self.change == "finite"
+                else moved[:, 0]
+            )
 
         size = self._batch_size(len(solution.vectors))
         return make_scores(

@@ -89,7 +89,9 @@ def scatter(verification: Mapping[str, Any], measurement: Mapping[str, Any]) -> 
         layers.insert(0, _identity(domain))
         axes = _axes(measurement["unit"], measurement["unit"], domain)
     else:
-        axes = _axes("arbitrary units", f"change of the {measurement_words(measurement['name'])}", None)
+        axes = _axes(
+            "arbitrary units", f"change of the {measurement_words(measurement['name'])}", None
+        )
     layers = [layer | {"encoding": axes | layer["encoding"]} for layer in layers]
     spec = {"width": 330, "height": 330, "layer": layers}
     return _svg(spec, _scatter_words(verification, len(points)), "scatter")
@@ -109,18 +111,23 @@ def distribution(query: Mapping[str, Any], measurement: Mapping[str, Any]) -> Ma
     low, high = query["distribution"]["low"], query["distribution"]["high"]
     counts = query["distribution"]["counts"]
     reach = {"domain": [low, high], "nice": False}
-    ticks = {"title": None, "grid": False, "format": "~g", "tickCount": 7}
-    powers = {"title": None, "values": _powers_of_ten(max(counts)), "format": "~s"}
+    ticks = {"title": None, "grid": False, "format": ".6~g", "tickCount": 5}
+    powers = {"title": None, "values": _powers_of_ten(max(counts)), "format": ",d"}
     sides = {"domain": list(_SIDES), "range": list(_SIDES.values())}
     spec = {
-        "width": 420,
-        "height": 90,
+        "width": 300,
+        "height": 80,
         "data": {"values": bars},
         "mark": {"type": "bar", "stroke": "var(--page)", "strokeWidth": 0.5},
         "encoding": {
             "x": {"field": "from", "type": "quantitative", "scale": reach, "axis": ticks},
             "x2": {"field": "to"},
-            "y": {"field": "count", "type": "quantitative", "scale": {"type": "symlog"}, "axis": powers},
+            "y": {
+                "field": "count",
+                "type": "quantitative",
+                "scale": {"type": "symlog"},
+                "axis": powers,
+            },
             "y2": {"datum": 0},
             "color": {"field": "side", "type": "nominal", "scale": sides, "legend": None},
             "description": {"field": "words"},
@@ -159,7 +166,7 @@ def _identity(domain: list[float]) -> Spec:
 def _axes(predicted_unit: str, actual_unit: str, domain: list[float] | None) -> Spec:
     def axis(field: str, title: str) -> Spec:
         scale = {"domain": domain, "nice": False} if domain else {"zero": False}
-        shape = {"title": title, "format": "~g"}
+        shape = {"title": title, "format": ".6~g"}
         return {"field": field, "type": "quantitative", "scale": scale, "axis": shape}
 
     return {
@@ -184,7 +191,9 @@ def _thinned(points: Sequence[Json]) -> list[Json]:
 
 
 def _point_words(point: Json, kind: str, unit: str) -> str:
-    without = f"example {point['example']}" if kind == "leave-one-out" else f"set {point['example']}"
+    without = (
+        f"example {point['example']}" if kind == "leave-one-out" else f"set {point['example']}"
+    )
     return (
         f"query {point['query']} without {without}: predicted {number(point['predicted'])}, "
         f"actual {number(point['actual'])} {unit}"
@@ -193,7 +202,9 @@ def _point_words(point: Json, kind: str, unit: str) -> str:
 
 def _scatter_words(verification: Mapping[str, Any], drawn: int) -> str:
     total = len(verification["points"])
-    shown = count(drawn, "point") if drawn == total else f"{number(drawn)} of {number(total)} points"
+    shown = (
+        count(drawn, "point") if drawn == total else f"{number(drawn)} of {number(total)} points"
+    )
     numbers = [
         f"{name} {number(verification[key])}"
         for key, name in (

@@ -1,5 +1,6 @@
 """What a reader needs to know about how the scores were made, each fact with a note."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,34 +21,28 @@ class _Fact:
 _FACTS = (
     _Fact("method", "Method", "how the effects were estimated"),
     _Fact("reason", "Chosen because", "why this method, on this problem"),
-    _Fact("removal", "Removal", "how an example is taken out on paper: to first order, or with a Newton step"),
-    _Fact("curvature", "Curvature", "how the matrix was inverted that says how far the parameters move"),
+    _Fact("removal", "Removal", "how an example is taken out: to first order, or by a Newton step"),
+    _Fact("curvature", "Curvature", "how the matrix was inverted that moves the parameters"),
     _Fact("matrix", "Matrix", "which matrix that is"),
-    _Fact("damping", "Damping", "added to its diagonal; larger values make every effect smaller and calmer"),
-    _Fact("residual", "Residual of the solve", "relative error of the linear algebra; 0.01 is one per cent"),
-    _Fact("gradient_norm", "Gradient norm", "how far training stopped from its optimum, which is at zero"),
-    _Fact("smallest_eigenvalue", "Smallest eigenvalue", "below zero, the model is not at a minimum"),
-    _Fact("largest_leverage", "Largest leverage", "near one, a single example decides its own fit"),
-    _Fact(
-        "leverage_fallbacks",
-        "Leverage fallbacks",
-        "examples with leverage of one or more, scored to first order instead",
-        "examples",
-    ),
+    _Fact("damping", "Damping", "added to its diagonal; more of it makes every effect smaller"),
+    _Fact("residual", "Residual of the solve", "relative error of the solve; 0.01 is one per cent"),
+    _Fact("gradient_norm", "Gradient norm", "zero where training has reached its optimum"),
+    _Fact("smallest_eigenvalue", "Smallest eigenvalue", "below zero, there is no minimum here"),
+    _Fact("largest_leverage", "Largest leverage", "near one, an example decides its own fit"),
+    _Fact("leverage_fallbacks", "Leverage fallbacks", "scored to first order instead", "examples"),
     _Fact("fit_seconds", "Time for the fit", "paid once, whatever the number of queries", "s"),
     _Fact("seconds", "Time for the scores", "for all queries together", "s"),
-)  # fmt: skip
+)
 
 
 def choose_facts(report: Mapping[str, Any]) -> list[Json]:
     """The facts of a report that stand in it, in reading order.
 
     Args:
-        report: of the scores, as plain JSON.
+        report: of the scores.
 
     Returns:
-        Entries {"name", "value", "unit", "note"}; a value is a number, words, or None where a
-        number is not finite.
+        Entries {"name", "value", "unit", "note"}; a value is a number or words.
     """
     facts = [
         {"name": fact.name, "value": _words(report[fact.key]), "unit": fact.unit, "note": fact.note}
@@ -86,6 +81,8 @@ def _fingerprints(fingerprint: Mapping[str, str]) -> list[Json]:
 
 def _words(value: Any) -> Any:
     """Names without underscores, the largest of several numbers; single numbers stay numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not finite"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
@@ -93,7 +90,7 @@ def _words(value: Any) -> Any:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_words(entry)}" for name, entry in value.items())
     if isinstance(value, list) and value and all(isinstance(x, int | float) for x in value):
-        return max(value)
+        return _words(max(value))
     if isinstance(value, list):
         return ", ".join(str(_words(entry)) for entry in value)
     return value

@@ -55,9 +55,7 @@ def write_report(
     Raises:
         WhenceError: what `tell` refuses, or a file that cannot be written.
     """
-    story = tell(
-        problem, scores, verification=verification, queries=queries, top=top, title=title
-    )
+    story = tell(problem, scores, verification=verification, queries=queries, top=top, title=title)
     path = Path(path)
     write_atomically(path, render(story).encode("utf-8"))
     return path
@@ -79,13 +77,20 @@ def render(story: Mapping[str, Any]) -> str:
             remedy="Tell the story anew with whence.report.tell(problem, scores).",
         )
     style, script = _static("style.css"), _static("page.js")
-    return _environment().get_template("page.html").render(
-        story=story,
-        style=Markup(style),
-        script=Markup(script),
-        policy=_policy(style, script),
-        is_folded=len(story["queries"]) > OPEN_QUERIES,
-        sides=sentences.sides(story["measurement"]),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            story=story,
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script),
+            is_folded=len(story["queries"]) > OPEN_QUERIES,
+            sides=sentences.sides(story["measurement"]),
+            count=sentences.count,
+            scatter=charts.scatter,
+            distribution=charts.distribution,
+        )
     )
 
 
@@ -99,14 +104,11 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "number": sentences.number,
+        "cell": sentences.cell,
         "signed": sentences.signed,
         "percent": sentences.percent,
         "words": sentences.measurement_words,
-    }
-    environment.globals |= {
-        "count": sentences.count,
-        "scatter": charts.scatter,
-        "distribution": charts.distribution,
+        "capitalize_first": sentences.capitalized,
     }
     return environment
 

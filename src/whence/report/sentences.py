@@ -41,6 +41,11 @@ def number(value: float | int | None) -> str:
     return f"{value:,.{decimals}f}".replace("-", _MINUS)
 
 
+def cell(value: float | int) -> str:
+    """A value of a data row: whole numbers as they are, others like every number."""
+    return number(int(value)) if float(value).is_integer() else number(value)
+
+
 def signed(value: float) -> str:
     """A number with its sign, also when it is positive."""
     return f"+{number(value)}" if value > 0 else number(value)
@@ -66,6 +71,11 @@ def count(amount: int, noun: str) -> str:
     return f"{number(amount)} {plural}"
 
 
+def capitalized(sentence: str) -> str:
+    """The same sentence with a capital at its start."""
+    return sentence[:1].upper() + sentence[1:]
+
+
 # ----------------------------------------------------------------------------- sentences
 
 
@@ -75,7 +85,7 @@ def measurement_words(name: str) -> str:
 
 
 def says(prediction: Mapping[str, Any], label: str | None, *, is_labelled: bool = True) -> str:
-    """'The model says 3 (61 %); the label is 8.'
+    """What the model says, and what the label says: 'The model says 3 (61 %); the label is 8.'.
 
     Args:
         prediction: label, confidence and value, each possibly None.
@@ -88,18 +98,27 @@ def says(prediction: Mapping[str, Any], label: str | None, *, is_labelled: bool 
         return f"The label is {label}." if is_labelled else ""
     if confidence is not None:
         model = f"The model says {answer} ({percent(confidence)})"
-    elif prediction["value"] is not None and number(prediction["value"]) == number(_float(answer)):
-        model = f"The model predicts {number(prediction['value'])}"
+    elif predicts_number(prediction):
+        model = f"The model predicts {answer}"
         return f"{model}; the target is {label}." if is_labelled else f"{model}."
     else:
         model = f"The model says {answer}"
     if not is_labelled:
         return f"{model}."
-    return f"{model}, and so does the label." if answer == label else f"{model}; the label is {label}."
+    return (
+        f"{model}, and so does the label." if answer == label else f"{model}; the label is {label}."
+    )
+
+
+def predicts_number(prediction: Mapping[str, Any]) -> bool:
+    """Whether the answer is a number itself (a regression), and not the name of a class."""
+    if prediction["value"] is None or prediction["confidence"] is not None:
+        return False
+    return number(prediction["value"]) == number(_float(prediction["label"]))
 
 
 def without(query: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
-    """'Without training example 812 the margin of label 8 would rise by 0.31 logits.'
+    """The largest effect: 'Without training example 812 the margin would rise by 0.31 logits.'.
 
     Args:
         query: of a story; its first proponent or opponent has the largest effect.
@@ -162,8 +181,8 @@ def _subject(query: Mapping[str, Any], measurement: str) -> str:
     return f"the {words} of this prediction"
 
 
-def _float(text: str) -> float | None:
+def _float(text: str | None) -> float | None:
     try:
-        return float(text)
+        return float(text or "")
     except ValueError:
         return None

@@ -4,26 +4,30 @@ The saved report and the explorer show the same story, so everything a reader se
 pictures, numbers with their units, and the sentences around them.
 """
 
-import math
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.errors import BadArgument, NonFinite, Stale
+from whence.errors import BadArgument, Stale
 from whence.report.facts import choose_facts
-from whence.report.sentences import answer, count, says, without
+from whence.report.sentences import answer, count, predicts_number, says, without
+from whence.store.jsonable import as_json, json_text
 from whence.version import __version__
 
 if TYPE_CHECKING:  # a story is read and shown on machines without torch
     from whence.core.problem import Problem
-    from whence.core.scores import Scores
+    from whence.core.scores import Effect, Scores
     from whence.verification import Verification
 
 Json = dict[str, Any]
 
 FORMAT, VERSION = "whence-story", 1
+
+_LEVELS = {"good": 0.8, "fair": 0.4}
+"""The least correlation between predicted and actual effects."""
 
 BINS = 41
 """Of the histogram of all effects on a query; odd, so that one bin is centred on no effect."""
@@ -53,27 +57,20 @@ def tell(
 
     Raises:
         Stale: the scores belong to another model or to other data.
-        NonFinite: an effect is NaN or infinite.
         BadArgument: a query that does not exist, no query at all, or `top` below one.
     """
     _check_origin(problem, scores)
     positions = _check_queries(queries, len(scores.query_ids))
-    if top < 1:
-        raise BadArgument(
-            found=f"top={top}.",
-            why="A report shows at least one training example a query.",
-            remedy="Ask for top=1 or more.",
-        )
     teller = _Teller(problem, scores, top)
-    report = plain(scores.report, not_finite="not finite")
-    checked = None if verification is None else plain(verification.to_json())
+    report = scores.report
+    checked = None if verification is None else verification.to_json()
     story: Json = {
         "format": FORMAT,
         "version": VERSION,
         "title": title or _title(problem, len(positions)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "whence": __version__,
-        "problem": plain(problem.facts()),
+        "problem": problem.facts(),
         "measurement": _measurement(scores),
         "method": {
             "name": report.get("method"),
@@ -84,40 +81,10 @@ def tell(
         "facts": choose_facts(report),
         "queries": [teller.query(position) for position in positions],
         "verification": checked,
-        "trust": trust(checked),
+        "trust": trust(checked, is_calibrated=scores.is_calibrated),
         "warnings": list(report.get("warnings") or []),
     }
-    return story | {"answer": answer(story)}
-
-
-def plain(value: Any, not_finite: str | None = None) -> Any:
-    """The same value in types that strict JSON has.
-
-    Args:
-        value: numbers, strings, arrays, and dicts, lists and tuples of these.
-        not_finite: what stands for NaN and infinity.
-    """
-    if isinstance(value, Mapping):
-        return {str(name): plain(entry, not_finite) for name, entry in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist(), not_finite)
-    if isinstance(value, list | tuple):
-        return [plain(entry, not_finite) for entry in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else not_finite
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def half_of_influence(effects: np.ndarray) -> int:
-    """How many examples carry half of sum |effect|, the largest counted first.
-
-    Args:
-        effects: (N,) of one query.
-    """
-    shares = np.cumsum(np.sort(np.abs(effects))[::-1])
-    if shares.size == 0 or shares[-1] == 0:
-        return 0
-    return int(np.searchsorted(shares, shares[-1] / 2 * (1 - 1e-12))) + 1  # rounding of the sum
+    return json.loads(json_text(as_json(story | {"answer": answer(story)}, "the story")))
 
 
 def histogram(effects: np.ndarray) -> Json:
@@ -134,11 +101,12 @@ def histogram(effects: np.ndarray) -> Json:
     return {"low": -reach, "high": reach, "counts": counts.tolist()}
 
 
-def trust(verification: Mapping[str, Any] | None) -> Json:
+def trust(verification: Mapping[str, Any] | None, *, is_calibrated: bool = True) -> Json:
     """How far to believe the effects: {"level", "title", "sentence"}.
 
     Args:
         verification: block of a story.
+        is_calibrated: False where only the order of the effects was predicted.
 
     Returns:
         The level is "good", "fair", "poor" or "unchecked".
@@ -152,7 +120,7 @@ def trust(verification: Mapping[str, Any] | None) -> Json:
             "compares.",
         }
     return {
-        "level": _level(verification),
+        "level": _level(verification, "pearson" if is_calibrated else "spearman"),
         "title": verification["verdict"],
         "sentence": verification["sentence"],
     }
@@ -172,47 +140,56 @@ class _Teller:
     def query(self, position: int) -> Json:
         """The block of one query."""
         inputs, target = _one(self.scores.queries, position)
-        effects = self.scores.values[position]
         label = None if target is None else self.problem.label_name(target)
         top = self.scores.top(self.top, query=position)
         query: Json = {
-            "id": plain(self.scores.query_ids[position]),
+            "id": self.scores.query_ids[position],
             "position": position,
-            "display": plain(self.problem.show_query(inputs, target)),
+            "display": self.display(position, inputs, target),
             "label": label,
             "is_labelled": self.is_labelled and label is not None,
-            "prediction": plain(self.problem.prediction_of(inputs)),
-            "value": plain(float(self.scores.baseline[position])),
-            "half_of_influence": half_of_influence(effects),
-            "distribution": histogram(effects),
+            "prediction": self.problem.prediction_of(inputs),
+            "value": float(self.scores.baseline[position]),
+            "half_of_influence": self.scores.half_of_influence(position),
+            "distribution": histogram(self.scores.values[position]),
             "proponents": [self.example(effect) for effect in top.proponents],
             "opponents": [self.example(effect) for effect in top.opponents],
         }
+        query["predicts_number"] = predicts_number(query["prediction"])
         opening = says(query["prediction"], label, is_labelled=self.is_labelled)
         sentence = f"{opening} {without(query, _measurement(self.scores))}"
         return query | {"sentence": sentence.strip()}
 
-    def example(self, effect: Any) -> Json:
+    def display(self, position: int, inputs: Any, target: Any) -> Json:
+        """A query as the user gave it, where the model was given a prepared form of it."""
+        if "displays" in self.scores.queries:
+            return json.loads(str(self.scores.queries["displays"][position]))
+        return self.problem.show_query(inputs, target)
+
+    def example(self, effect: "Effect") -> Json:
         """One training example and its effect."""
-        position = self.positions[plain(effect.id)]
+        position = self.positions[effect.id]
         if position not in self.shown:
             self.shown[position] = {
-                "id": plain(effect.id),
-                "display": plain(self.problem.show(position)),
+                "id": effect.id,
+                "display": self.problem.show(position),
                 "label": self.problem.label_of(position),
             }
-        return self.shown[position] | {"effect": float(effect.effect)}
+        return self.shown[position] | {"effect": effect.effect}
 
 
 def _one(queries: Mapping[str, np.ndarray], position: int) -> tuple[Any, Any]:
-    """Inputs and target of one query, in the structure that the model takes."""
-    targets = queries.get("targets")
-    target = None if targets is None else targets[position]
-    if "inputs" in queries:
-        return queries["inputs"][position], target
+    """Inputs and target of one query, in the structure that the model takes.
+
+    They are copies: torch warns of the arrays of scores, which cannot be written to.
+    """
+    rows = {name: np.array(array[position]) for name, array in queries.items()}
+    target = rows.get("targets")
+    if "inputs" in rows:
+        return rows["inputs"], target
     parts = {
-        name.removeprefix("inputs/"): array[position]
-        for name, array in queries.items()
+        name.removeprefix("inputs/"): row
+        for name, row in rows.items()
         if name.startswith("inputs/")
     }
     is_tuple = list(parts) == [str(i) for i in range(len(parts))]
@@ -223,6 +200,7 @@ def _measurement(scores: "Scores") -> Json:
     return {
         "name": scores.measurement.name,
         "unit": scores.measurement.unit if scores.is_calibrated else "arbitrary",
+        "value_unit": scores.measurement.unit,
         "higher_is_better": bool(scores.measurement.higher_is_better),
         "is_calibrated": bool(scores.is_calibrated),
         "sign": scores.sign_sentence,
@@ -231,16 +209,14 @@ def _measurement(scores: "Scores") -> Json:
 
 def _title(problem: "Problem", queries: int) -> str:
     name = problem.facts()["name"]
-    return f"{name}: {count(queries, 'prediction')} and the training data behind"
+    return f"{name}: the training data behind {count(queries, 'prediction')}"
 
 
-def _level(verification: Mapping[str, Any]) -> str:
-    correlation = verification.get("pearson")
-    if correlation is None:
-        correlation = verification.get("spearman")
-    if correlation is None:
+def _level(verification: Mapping[str, Any], correlation: str) -> str:
+    reached = verification.get(correlation)
+    if reached is None:
         return "poor"
-    return "good" if correlation >= 0.8 else "fair" if correlation >= 0.4 else "poor"
+    return next((level for level, least in _LEVELS.items() if reached >= least), "poor")
 
 
 def _check_origin(problem: "Problem", scores: "Scores") -> None:
@@ -254,13 +230,6 @@ def _check_origin(problem: "Problem", scores: "Scores") -> None:
                 why="The report would show the wrong pictures beside the numbers.",
                 remedy="Pass the problem that the scores came from, or explain this one anew.",
             )
-    if not np.isfinite(scores.values).all():
-        broken = int((~np.isfinite(scores.values)).sum())
-        raise NonFinite(
-            found=f"{broken} of {scores.values.size} effects are NaN or infinite.",
-            why="They have no place in a ranking.",
-            remedy="Raise the damping, or look for examples with an infinite loss.",
-        )
 
 
 def _check_queries(queries: Sequence[int] | None, available: int) -> list[int]:

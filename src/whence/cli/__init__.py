@@ -1,0 +1,259 @@
+"""The command line: thin commands over the library, each with an example in its help.
+
+Nothing heavy is imported before a command needs it, so that `whence --help` answers at once.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from whence.cli.answers import Answer, AnswerCommand, quiet_option
+from whence.version import __version__
+
+PROBLEM_HELP = "The problem, as file.py:name or module:name."
+_folder = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every command takes --help, and --json for programs. Exit codes: 0 done, 1 refused "
+    "with a reason, 2 wrong usage, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name="whence")
+def main() -> None:
+    r"""Which training examples made the model say that?
+
+    whence traces a prediction back to the training data, in the unit of the prediction, and
+    checks itself by training again.
+
+    \b
+    Start here:
+      whence demo                                            a tour, in under a minute
+      whence explain train.py:problem --query queries.npz    your own model
+      whence verify runs/why                                 how far to believe it
+
+    A PROBLEM is written file.py:name, and names what whence.make_problem(model, data, ...)
+    returned, or a function that returns it. QUERIES are an .npz file with the arrays x and y, or
+    file.py:name again.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without "−" shows "?" and does not fail
+            stream.reconfigure(errors="replace")
+
+
+@main.command(cls=AnswerCommand)
+@click.option(
+    "--out", type=_folder, default=Path("runs/demo"), show_default=True, help="Folder of the run."
+)
+@click.option("--examples", type=click.IntRange(min=2), help="Retrainings that verify it.")
+@quiet_option
+def demo(out: Path, examples: int | None) -> Answer:
+    r"""A tour on handwritten digits: train, explain, verify, report.
+
+    \b
+    Example:
+      whence demo
+    """
+    from whence import demo as tour
+    from whence.cli import tables
+
+    story = tour.run(out, **_given(examples=examples))
+    return _explained(story, tables.overview(story), out)
+
+
+@main.command(cls=AnswerCommand)
+@click.argument("problem")
+@click.option(
+    "--query",
+    "queries",
+    required=True,
+    metavar="QUERIES",
+    help="What to explain: an .npz file with x and y, or file.py:name.",
+)
+@click.option("--measurement", help="margin, loss, logit, log_prob or prediction.")
+@click.option("--method", help="A name from `whence methods`; by default the best affordable one.")
+@click.option(
+    "--top", type=click.IntRange(min=1), help="Proponents and opponents to show for each query."
+)
+@click.option(
+    "--verify",
+    "examples",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Also train again without N of the training examples, one at a time.",
+)
+@click.option("--out", type=_folder, help="Write a run folder with scores, story and report.")
+@quiet_option
+def explain(
+    problem: str,
+    queries: str,
+    measurement: str | None,
+    method: str | None,
+    top: int | None,
+    examples: int | None,
+    out: Path | None,
+) -> Answer:
+    r"""Effect of removing each training example on each query.
+
+    \b
+    Examples:
+      whence explain train.py:problem --query queries.npz
+      whence explain train.py:problem --query train.py:queries --verify 32 --out runs/why
+    """
+    import whence
+    from whence.cli import tables
+    from whence.cli.references import absolute, load_problem, load_queries
+    from whence.cli.runs import save_run
+    from whence.report import tell
+
+    trained = load_problem(problem)
+    asked = load_queries(queries)
+    scores = whence.explain(trained, asked, **_given(measurement=measurement, method=method))
+    checked = None if examples is None else whence.verify(trained, scores, examples=examples)
+    scores = scores if checked is None else checked.scores
+    story = tell(trained, scores, verification=checked, **_given(top=top))
+    if out is not None:
+        save_run(out, scores, story, problem=absolute(problem))
+    return _explained(story, tables.explanation(story), out)
+
+
+@main.command(cls=AnswerCommand)
+@click.argument("run", type=_folder)
+@click.option("--problem", help="Where the problem is now, if not where the run says.")
+@click.option(
+    "--examples",
+    type=click.IntRange(min=2),
+    help="How many training examples to leave out, one at a time.",
+)
+@click.option("--seed", type=int, help="Of the choice of these examples.")
+@quiet_option
+def verify(run: Path, problem: str | None, examples: int | None, seed: int | None) -> Answer:
+    r"""Train again, and compare with what was predicted.
+
+    Some training examples are left out, one at a time. The verdict is written into the scores,
+    the story and the report of the run.
+
+    \b
+    Example:
+      whence verify runs/why --examples 50
+    """
+    import whence
+    from whence.cli import tables
+    from whence.cli.references import absolute, load_problem
+    from whence.cli.runs import SCORES, STORY, open_run, problem_of, save_run
+    from whence.report import tell
+
+    opened = open_run(run)
+    old = opened.read_json(STORY)
+    scores = whence.Scores.load(opened.path(SCORES))
+    reference = absolute(problem) if problem else problem_of(opened)
+    trained = load_problem(reference)
+    checked = whence.verify(trained, scores, **_given(examples=examples, seed=seed))
+    top = max(len(query[side]) for query in old["queries"] for side in ("proponents", "opponents"))
+    story = tell(trained, checked.scores, verification=checked, top=max(top, 1), title=old["title"])
+    save_run(run, checked.scores, story, problem=reference)
+    return _explained(story, tables.verification(story), run)
+
+
+@main.command(cls=AnswerCommand)
+@click.argument("run", type=_folder)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write; by default report.html in the run.",
+)
+@quiet_option
+def report(run: Path, out: Path | None) -> Answer:
+    r"""Draw the report of a run again, as one HTML file.
+
+    \b
+    Example:
+      whence report runs/why --out why.html
+    """
+    from whence.cli.runs import STORY, open_run, render_again
+    from whence.report import render
+    from whence.store import write_atomically
+
+    opened = open_run(run)
+    if out is None:
+        out = render_again(opened)
+    else:
+        write_atomically(out, render(opened.read_json(STORY)).encode("utf-8"))
+    return Answer({"report": str(out)}, path=out)
+
+
+@main.command(cls=AnswerCommand)
+@click.argument("problem")
+@click.option(
+    "--query",
+    "queries",
+    metavar="QUERIES",
+    help="What would be explained: an .npz file with x and y, or file.py:name.",
+)
+@click.option("--measurement", help="margin, loss, logit, log_prob or prediction.")
+@click.option("--method", help="A name from `whence methods`; by default the best affordable one.")
+def preflight(
+    problem: str, queries: str | None, measurement: str | None, method: str | None
+) -> Answer:
+    r"""What an explanation will take, before any cost.
+
+    The method and why, memory, disk, time, and which parameters are covered.
+
+    \b
+    Example:
+      whence preflight train.py:problem --query queries.npz
+    """
+    import whence
+    from whence.cli import tables
+    from whence.cli.references import load_problem, load_queries
+
+    trained = load_problem(problem)
+    asked = None if queries is None else load_queries(queries)
+    plan = whence.preflight(trained, asked, **_given(measurement=measurement, method=method))
+    return Answer(plan.to_json(), [tables.facts(plan.rows())])
+
+
+@main.command(cls=AnswerCommand)
+def methods() -> Answer:
+    r"""The names that --method takes.
+
+    \b
+    Example:
+      whence methods
+    """
+    from whence.cli import tables
+    from whence.methods import make_method, names
+
+    described = [("auto", "The most faithful method that is affordable; says which, and why.")]
+    described += [(name, _first_line(make_method(name))) for name in names()]
+    document = [{"name": name, "description": words} for name, words in described]
+    return Answer(document, [tables.listing(described, "name", "what it is")])
+
+
+def _first_line(method: object) -> str:
+    """Of the recipe's documentation; influence is told by its curvature."""
+    return (inspect.getdoc(getattr(method, "curvature", method)) or "").splitlines()[0]
+
+
+def _explained(story: dict[str, Any], shown: Iterable[Any], out: Path | None) -> Answer:
+    """A story, and where it was written; programs get it without the pictures."""
+    run, page = (None, None) if out is None else (str(out), str(out / "report.html"))
+    document = {**_without_pictures(story), "run": run, "report": page}
+    return Answer(document, tuple(shown), page)
+
+
+def _without_pictures(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_pictures(entry) for name, entry in value.items() if name != "png"}
+    if isinstance(value, list):
+        return [_without_pictures(entry) for entry in value]
+    return value
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were written: the defaults of the others stand in the library alone."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,96 @@
+"""Run folders as the commands write and read them.
+
+runs/why/
+    manifest.json   what is here, when it was made, and where its problem is found
+    scores.npz      every effect of every training example on every query
+    story.json      what the page tells, for programs
+    report.html     the page
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whence.errors import BadArgument, NotARun
+from whence.report import render
+from whence.store import Draft, Run, write_atomically, writing
+
+if TYPE_CHECKING:  # a story is read and shown without torch
+    from whence.core.scores import Scores
+
+KIND = "explanation"
+SCORES, STORY, REPORT = "scores.npz", "story.json", "report.html"
+
+
+def save_run(
+    folder: str | Path, scores: "Scores", story: Mapping[str, Any], *, problem: str | None
+) -> Path:
+    """Writes a run, whole or not at all.
+
+    Args:
+        folder: to make; an earlier run in it is replaced.
+        scores: which the story tells of.
+        story: from `whence.report.tell`.
+        problem: reference by which `whence verify` finds the problem again.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        StoreError: the folder holds something else, or cannot be written.
+    """
+    with writing(folder, kind=KIND, problem=problem) as draft:
+        scores.save(draft.path(SCORES))
+        _put_story(draft, story)
+    return Path(folder) / REPORT
+
+
+def open_run(folder: str | Path) -> Run:
+    """A run that `save_run` wrote.
+
+    Raises:
+        NotARun: the folder holds no complete run, or one of another kind.
+        WrongVersion: it was written in a format that this version does not read.
+    """
+    run = Run.open(folder)
+    if run.kind != KIND:
+        raise NotARun(
+            found=f"{folder} holds a run of the kind {run.kind!r}.",
+            why=f"Only a run of the kind {KIND!r} has scores and a story.",
+            remedy="Make one with whence explain ... --out FOLDER.",
+        )
+    return run
+
+
+def problem_of(run: Run) -> str:
+    """Where the problem of a run is found.
+
+    Raises:
+        BadArgument: the run does not say.
+    """
+    if run.problem is None:
+        raise BadArgument(
+            found=f"The run {run.folder} does not say where its problem is.",
+            why="Verifying trains the same problem again.",
+            remedy="Name it: --problem train.py:problem.",
+        )
+    return run.problem
+
+
+def render_again(run: Run) -> Path:
+    """Draws the page of a run anew, from its story; scores and story stay as they are.
+
+    Returns:
+        The path of the report.
+    """
+    story = run.read_json(STORY)
+    with writing(run.folder, kind=run.kind, problem=run.problem) as draft:
+        shutil.copyfile(run.path(SCORES), draft.path(SCORES))
+        _put_story(draft, story)
+    return run.folder / REPORT
+
+
+def _put_story(draft: Draft, story: Mapping[str, Any]) -> None:
+    draft.put_json(STORY, story)
+    write_atomically(draft.path(REPORT), render(story).encode("utf-8"))

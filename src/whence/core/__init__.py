@@ -1,0 +1,1 @@
+"""The nouns people hold: problem, data, loss, measurement, scores, training."""

@@ -1,0 +1,546 @@
+"""The result of an attribution: what removing each training example does to each query."""
+
+import html
+import json
+import operator
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whence.errors import BadArgument, BadData, NonFinite, ProblemError, StoreError, WrongVersion
+from whence.store.files import cannot_read, write_atomically
+from whence.store.jsonable import as_json, json_text
+from whence.version import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT, VERSION = "whence-scores", 1
+
+_DAMAGE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise when they read something that is not, or no longer, their own."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number that is measured on a query.
+
+    Args:
+        name: for example "margin".
+        unit: of the number, for example "logits".
+        higher_is_better: False for a loss.
+        function: `(outputs, targets) -> (Q,)`; None where the measurement was read from a file.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    function: Callable[..., Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What removing one training example does to the measurement of one query.
+
+    Args:
+        id: of the training example.
+        effect: change of the measurement; positive when it goes up.
+    """
+
+    id: int | str
+    effect: float
+
+
+@dataclass(frozen=True)
+class Top:
+    """The training examples that matter most to a query, the strongest first.
+
+    Args:
+        proponents: they help; without one of them the measurement gets worse.
+        opponents: they hurt; without one of them it gets better.
+    """
+
+    proponents: tuple[Effect, ...]
+    opponents: tuple[Effect, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """Effects of removing each training example, as a labelled (Q, N) matrix.
+
+        values[q, i] = m_q(parameters trained without i) - m_q(parameters as trained)
+
+    Positive: the measurement goes up without the example. The arrays are copies that cannot be
+    written to. The mean of three numbers, whose leave-one-out changes are (mean - y_i) / (N - 1):
+
+    >>> y = np.array([1.0, 2.0, 6.0])
+    >>> scores = Scores(
+    ...     values=(y.mean() - y)[None] / (len(y) - 1),
+    ...     query_ids=np.array(["mean"]),
+    ...     train_ids=np.arange(3),
+    ...     measurement=Measurement("prediction", "units of the target", higher_is_better=True),
+    ...     baseline=y.mean()[None],
+    ... )
+    >>> scores.top(k=1)
+    Top(proponents=(Effect(id=2, effect=-1.5),), opponents=(Effect(id=0, effect=1.0),))
+
+    Args:
+        values: (Q, N) effects.
+        query_ids: (Q,) a unique integer or string for each query.
+        train_ids: (N,) the same for each training example.
+        measurement: what was measured on the queries.
+        baseline: (Q,) the measurement of each query with the model as trained.
+        queries: the queries as arrays with Q rows: "inputs" (or "inputs/<name>" for each of
+            several) and "targets".
+        report: how the effects were computed: plain values, kept as a copy.
+        is_calibrated: False where only the order of effects has a meaning.
+
+    Raises:
+        BadData: shapes, ids or types do not fit together.
+        NonFinite: an effect or a baseline is NaN or infinite.
+    """
+
+    values: np.ndarray
+    query_ids: np.ndarray
+    train_ids: np.ndarray
+    measurement: Measurement
+    baseline: np.ndarray
+    queries: Mapping[str, np.ndarray] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    is_calibrated: bool = True
+
+    def __post_init__(self) -> None:
+        values = _checked_values(self.values)
+        count, examples = values.shape
+        checked = {
+            "values": values,
+            "query_ids": _checked_ids("query_ids", self.query_ids, count),
+            "train_ids": _checked_ids("train_ids", self.train_ids, examples),
+            "baseline": _checked_baseline(self.baseline, count),
+            "queries": {
+                name: _checked_rows(name, array, count) for name, array in self.queries.items()
+            },
+            "report": as_json({**self.report}, "report"),
+            "is_calibrated": bool(self.is_calibrated),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        _check_finite(self)
+
+    # ---------------------------------------------------------------- sign and unit
+
+    @property
+    def unit(self) -> str:
+        """The unit of the effects: that of the measurement, or "arbitrary" without a scale."""
+        return self.measurement.unit if self.is_calibrated else "arbitrary"
+
+    @property
+    def sign_sentence(self) -> str:
+        """What a positive effect means, in words."""
+        measured = self.measurement.name.replace("_", " ")
+        return f"positive = the {measured} goes up when the example is removed (unit: {self.unit})"
+
+    # ---------------------------------------------------------------- single effects
+
+    def top(self, k: int = 10, query: int = 0) -> Top:
+        """The k strongest proponents and the k strongest opponents of a query.
+
+        Removing a proponent makes the measurement worse, removing an opponent makes it better;
+        which sign that is depends on `measurement.higher_is_better`. An example without effect is
+        neither, so either list may be shorter than k. Equal effects stand in the order of the
+        training data.
+
+        Args:
+            k: length of each list, at least 1.
+            query: position of the query, 0 to Q - 1.
+
+        Raises:
+            BadArgument: there is no such query, or k is below 1.
+        """
+        return Top(self.proponents(k, query), self.opponents(k, query))
+
+    def proponents(self, k: int = 10, query: int = 0) -> tuple[Effect, ...]:
+        """The k training examples that help a query most; see `top`."""
+        return self._strongest(k, query, -1 if self.measurement.higher_is_better else 1)
+
+    def opponents(self, k: int = 10, query: int = 0) -> tuple[Effect, ...]:
+        """The k training examples that hurt a query most; see `top`."""
+        return self._strongest(k, query, 1 if self.measurement.higher_is_better else -1)
+
+    def effect(self, query: int, example_id: int | str) -> float:
+        """The effect of one training example on one query.
+
+        Args:
+            query: position of the query, 0 to Q - 1.
+            example_id: one of `train_ids`.
+
+        Raises:
+            BadArgument: there is no such query or no such training example.
+        """
+        try:
+            position = self._positions[example_id]
+        except (KeyError, TypeError):
+            ids = self.train_ids.tolist()
+            raise BadArgument(
+                found=f"There is no training example {example_id!r}.",
+                why=f"There are {len(ids):,} ids, {ids[0]!r} the first and {ids[-1]!r} the last.",
+                remedy="Use an id from scores.train_ids; 7 and '7' are different ids.",
+            ) from None
+        return float(self._row(query)[position])
+
+    def half_of_influence(self, query: int = 0) -> int:
+        """The smallest number of training examples that carry half of sum_i |effect[q, i]|.
+
+        Args:
+            query: position of the query, 0 to Q - 1.
+
+        Returns:
+            Between 1 and N; 0 where every effect is zero.
+        """
+        shares = np.cumsum(np.sort(np.abs(self._row(query)))[::-1])  # (N,)
+        if shares[-1] == 0:
+            return 0
+        half = shares[-1] / 2 * (1 - 1e-12)  # an exact half must not be missed by rounding
+        return int(np.searchsorted(shares, half)) + 1
+
+    # ---------------------------------------------------------------- other forms
+
+    def with_report(self, **entries: Any) -> "Scores":
+        """The same scores, with entries of the report added or replaced."""
+        return replace(self, report={**self.report, **entries})
+
+    def to_frame(self, top: int | None = None) -> "pd.DataFrame":
+        """A pandas table with one row a pair: the columns query, train, effect and unit.
+
+        Args:
+            top: keeps this many training examples of each query, the largest |effect| first;
+                None keeps all, in the order of the training data.
+
+        Raises:
+            BadArgument: `top` is below 1.
+        """
+        import pandas as pd
+
+        if top is None:
+            order = np.broadcast_to(np.arange(len(self.train_ids)), self.values.shape)  # (Q, N)
+        else:
+            ranked = np.argsort(-np.abs(self.values), axis=1, kind="stable")
+            order = ranked[:, : _checked_size("top", top)]  # (Q, top)
+        return pd.DataFrame(
+            {
+                "query": np.repeat(self.query_ids, order.shape[1]),
+                "train": self.train_ids[order.ravel()],
+                "effect": np.take_along_axis(self.values, order, axis=1).ravel(),
+                "unit": self.unit,
+            }
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes one .npz file: arrays, and the rest as JSON; nothing pickled.
+
+        The function of the measurement is not kept, and NaN or infinity in the report become None.
+
+        Args:
+            path: ".npz" is added where the name does not end in it.
+
+        Returns:
+            Where the file is.
+
+        Raises:
+            StoreError: it cannot be written; an earlier file is as it was.
+        """
+        target = _with_suffix(path)
+        measured = self.measurement
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "whence": __version__,
+            "measurement": {
+                "name": measured.name,
+                "unit": measured.unit,
+                "higher_is_better": measured.higher_is_better,
+            },
+            "is_calibrated": self.is_calibrated,
+            "queries": list(self.queries),  # a damaged archive can lose members without a word
+            "report": self.report,
+        }
+        arrays: dict[str, Any] = {
+            "metadata": np.array(json_text(as_json(metadata, "metadata"))),
+            "values": self.values,
+            "query_ids": self.query_ids,
+            "train_ids": self.train_ids,
+            "baseline": self.baseline,
+            **{f"queries/{name}": array for name, array in self.queries.items()},
+        }
+        write_atomically(target, lambda file: np.savez(file, **arrays))
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Scores":
+        """Reads what `save` wrote.
+
+        Args:
+            path: as it was given to `save`, with or without ".npz".
+
+        Raises:
+            WrongVersion: written in a format that this version does not read.
+            StoreError: no such file, a damaged one, or one that holds something else.
+        """
+        source = _with_suffix(path)
+        try:
+            metadata, arrays = _read_archive(source)
+            measured = metadata["measurement"]
+            return cls(
+                values=arrays["values"],
+                query_ids=arrays["query_ids"],
+                train_ids=arrays["train_ids"],
+                measurement=Measurement(
+                    measured["name"], measured["unit"], measured["higher_is_better"]
+                ),
+                baseline=arrays["baseline"],
+                queries={name: arrays[f"queries/{name}"] for name in metadata["queries"]},
+                report=metadata["report"],
+                is_calibrated=metadata["is_calibrated"],
+            )
+        except OSError as error:
+            raise cannot_read(source, error) from error
+        except (*_DAMAGE, ProblemError) as error:
+            raise _unreadable(source, error) from error
+
+    def __repr__(self) -> str:
+        rows = self._summary()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([self._title(), *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+    def _repr_html_(self) -> str:
+        """The same table for a notebook."""
+        rows = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+            for name, text in self._summary()
+        )
+        return f"<table><caption>{html.escape(self._title())}</caption>{rows}</table>"
+
+    def _title(self) -> str:
+        count, examples = self.values.shape
+        queries = "1 query" if count == 1 else f"{count:,} queries"
+        return f"Scores: {queries} x {examples:,} training example{'s' * (examples != 1)}"
+
+    def _summary(self) -> list[tuple[str, str]]:
+        """What a reader needs first: names and texts."""
+        method = str(self.report.get("method") or "not reported")
+        reason = self.report.get("reason")
+        top = self.top(3)
+        first = self.query_ids.tolist()[0]
+        return [
+            ("measurement", f"{self.measurement.name} (unit: {self.measurement.unit})"),
+            ("sign", self.sign_sentence),
+            ("method", f"{method}: {reason}" if reason else method),
+            (f"proponents of query {first}", _listed(top.proponents)),
+            (f"opponents of query {first}", _listed(top.opponents)),
+        ]
+
+    # ---------------------------------------------------------------- look-up
+
+    @cached_property
+    def _positions(self) -> dict[int | str, int]:
+        return {name: position for position, name in enumerate(self.train_ids.tolist())}
+
+    def _row(self, query: int) -> np.ndarray:
+        """(N,) effects on the query at this position."""
+        count = len(self.values)
+        try:
+            position = operator.index(query)
+        except TypeError:
+            position = -1
+        if not 0 <= position < count:
+            raise BadArgument(
+                found=f"query={query!r}; there are {count:,} queries.",
+                why="A query is named by its position, counted from 0.",
+                remedy=f"Use a whole number from 0 to {count - 1}.",
+            )
+        return self.values[position]
+
+    def _strongest(self, k: int, query: int, sign: int) -> tuple[Effect, ...]:
+        """The k largest effects of one sign."""
+        effects = sign * self._row(query)
+        order = np.argsort(-effects, kind="stable")[: _checked_size("k", k)]
+        order = order[effects[order] > 0]
+        ids, values = self.train_ids[order].tolist(), (sign * effects[order]).tolist()
+        return tuple(Effect(name, value) for name, value in zip(ids, values, strict=True))
+
+
+# -------------------------------------------------------------------- what is checked
+
+
+def _frozen(name: str, source: object, dtype: type | None = None) -> np.ndarray:
+    """An array that nobody else can write to: a copy, unless it is such an array already."""
+    if isinstance(source, np.ndarray) and source.base is None and not source.flags.writeable:
+        is_ours = dtype is None or source.dtype == dtype
+        if is_ours and not source.dtype.hasobject:
+            return source
+    try:
+        array = np.array(source, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise _not_plain(name, str(error)) from error
+    if array.dtype.hasobject:
+        raise _not_plain(name, "it holds Python objects")
+    array.setflags(write=False)
+    return array
+
+
+def _checked_ids(name: str, source: object, count: int) -> np.ndarray:
+    """(count,) unique integers or strings."""
+    ids = np.asarray(source)
+    if ids.dtype == object and all(isinstance(one, str) for one in ids.flat):
+        ids = ids.astype(str)  # as pandas keeps them
+    if ids.dtype.kind not in "iuU":
+        raise BadData(
+            found=f"{name} is of type {ids.dtype}.",
+            why="An id is an integer or a string, so that it is the same in every file.",
+            remedy=f"Convert them: np.asarray({name}).astype(str).",
+        )
+    distinct = len(np.unique(ids))
+    if ids.shape != (count,) or distinct != count:
+        raise BadData(
+            found=f"{name} has shape {ids.shape} and {distinct:,} distinct ids.",
+            why=f"Each of the {count:,} needs one id that no other has.",
+            remedy="Give one unique id each, for example np.arange(...).",
+        )
+    return _frozen(name, ids)
+
+
+def _checked_values(source: object) -> np.ndarray:
+    values = _frozen("values", source, np.float64)
+    if values.ndim != 2 or values.size == 0:
+        raise BadData(
+            found=f"values has shape {values.shape}.",
+            why="Scores have one row a query and one column a training example, and one at least.",
+            remedy="Give a (Q, N) matrix; one query is a matrix of one row.",
+        )
+    return values
+
+
+def _checked_baseline(source: object, count: int) -> np.ndarray:
+    baseline = _checked_rows("baseline", _frozen("baseline", source, np.float64), count)
+    if baseline.ndim != 1:
+        raise BadData(
+            found=f"baseline has shape {baseline.shape}.",
+            why="The measurement of a query is a single number.",
+            remedy=f"Give {count:,} numbers: baseline.reshape({count}).",
+        )
+    return baseline
+
+
+def _checked_rows(name: str, source: object, count: int) -> np.ndarray:
+    array = _frozen(name, source)
+    if array.shape[:1] != (count,):
+        raise BadData(
+            found=f"{name} has shape {array.shape}; there are {count:,} queries.",
+            why="Row q of every array belongs to query q.",
+            remedy="Give one row a query.",
+        )
+    return array
+
+
+def _check_finite(scores: Scores) -> None:
+    values, baseline = scores.values, scores.baseline
+    broken = ~np.isfinite(values)
+    if broken.any():
+        q, i = (int(position) for position in np.argwhere(broken)[0])
+        what = (
+            f"The effect of training example {scores.train_ids[i]} on query "
+            f"{scores.query_ids[q]} is {values[q, i]}; of {values.size:,} effects "
+            f"{int(broken.sum()):,} are not finite."
+        )
+    elif not np.isfinite(baseline).all():
+        q = int(np.flatnonzero(~np.isfinite(baseline))[0])
+        what = f"The measurement of query {scores.query_ids[q]} is {baseline[q]}."
+    else:
+        return
+    raise NonFinite(
+        found=what,
+        why="It has no place in a ranking, and spoils every sum that it enters.",
+        remedy="Look at this example and this query; if the solve overflowed, raise the damping.",
+    )
+
+
+def _checked_size(name: str, size: int) -> int:
+    try:
+        checked = operator.index(size)
+    except TypeError:
+        checked = 0
+    if checked < 1:
+        raise BadArgument(
+            found=f"{name}={size!r}.",
+            why="It counts training examples.",
+            remedy="Use a whole number of at least 1.",
+        )
+    return checked
+
+
+def _not_plain(name: str, reason: str) -> BadData:
+    return BadData(
+        found=f"{name} is not a plain array: {reason}.",
+        why="Scores are kept as numbers and strings, which every machine reads alike.",
+        remedy="Give an array of numbers, or nested lists of equal lengths.",
+    )
+
+
+# -------------------------------------------------------------------- files and text
+
+
+def _with_suffix(path: str | os.PathLike[str]) -> Path:
+    where = Path(path)
+    if where.suffix.lower() == ".npz":
+        return where
+    return where.with_name(where.name + ".npz")
+
+
+def _read_archive(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and arrays; the arrays only once the metadata say that they are scores."""
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array, not an archive")
+        metadata = json.loads(archive["metadata"].item())
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"its format is {metadata['format']!r}")
+        if metadata["version"] != VERSION:
+            raise WrongVersion(
+                found=f"{path} has version {metadata['version']} of the format {FORMAT}.",
+                why=f"whence {__version__} reads version {VERSION}.",
+                remedy=f"Use the whence that wrote it ({metadata.get('whence')}), or explain anew.",
+            )
+        return metadata, {name: archive[name] for name in archive.files if name != "metadata"}
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    reason = error.found if isinstance(error, ProblemError) else f"{error}."
+    return StoreError(
+        found=f"{path} holds no scores of whence, or only part of them: {reason}",
+        why="What cannot be read as a whole is not shown at all.",
+        remedy="Check the path; if the file was cut off or changed, explain anew and save again.",
+    )
+
+
+def _listed(effects: tuple[Effect, ...]) -> str:
+    return ", ".join(f"{one.id} ({one.effect:+.3g})" for one in effects) or "none"

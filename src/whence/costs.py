@@ -1,0 +1,437 @@
+"""What an explanation will take, before any cost: memory, disk, time, and what it will cover.
+
+Memory follows from counting the arrays that live at the same time. Time is measured: the products,
+gradients and decompositions that a method consists of run once on a few examples, and are counted.
+Both are meant to be right within a factor of two, as a basis for the decision to start.
+"""
+
+import html
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.calculus.gradients import inner, jacobians
+from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
+from whence.core.measurements import make_measurement
+from whence.core.problem import Problem, Queries
+from whence.core.scores import Measurement
+from whence.curvature import Curvature, make_curvature
+from whence.curvature.cg import CG
+from whence.curvature.exact import Exact
+from whence.curvature.identity import Identity
+from whence.curvature.lissa import LiSSA
+from whence.explanation import choose
+from whence.methods import Influence, Method, make_method
+from whence.methods.base import MeasurementLike
+from whence.methods.influence import (
+    NEWTON_OPERATIONS,
+    NEWTON_OUTPUTS,
+    newton_operations,
+    outputs_per_example,
+)
+
+CG_STEPS = 20
+"""Steps that a preconditioned solve is assumed to take: what the default tolerance mostly needs."""
+
+_TRIAL_EXAMPLES, _TRIAL_VECTORS, _TRIAL_NUMBERS = 256, 64, 2**24
+"""A trial takes at most so many examples and vectors, and numbers in its vectors together."""
+
+_JACOBIAN_BYTES = 3 * 64 * 2**20
+"""A batch of Jacobians is held near 64 MB, and so are two products of it."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What an explanation will take.
+
+    Args:
+        problem: its name.
+        examples: N.
+        queries: Q; one where none were given.
+        parameters_covered: P, the parameters that may move.
+        parameters_total: how many the model has.
+        uncovered: names of the tensors that stay fixed; effects through them are left out.
+        method: its name.
+        reason: why this method.
+        removal: "newton" or "first_order"; None for a method that has no such choice.
+        damping: the number, or when it is decided.
+        measurement: its name.
+        unit: of the effects.
+        sign: what a positive effect means.
+        memory_bytes: peak on top of model and data; None where the method is not known here.
+        disk_bytes: of the saved scores.
+        fit_seconds: paid once for any number of queries; None where not known.
+        scores_seconds: for these queries; None where not known.
+    """
+
+    problem: str
+    examples: int
+    queries: int
+    parameters_covered: int
+    parameters_total: int
+    uncovered: tuple[str, ...]
+    method: str
+    reason: str
+    removal: str | None
+    damping: float | str
+    measurement: str
+    unit: str
+    sign: str
+    memory_bytes: int | None
+    disk_bytes: int
+    fit_seconds: float | None
+    scores_seconds: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Fit and scores together."""
+        if self.fit_seconds is None or self.scores_seconds is None:
+            return None
+        return self.fit_seconds + self.scores_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON."""
+        return asdict(self) | {"uncovered": list(self.uncovered), "seconds": self.seconds}
+
+    def __repr__(self) -> str:
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([self._title(), *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+    def _repr_html_(self) -> str:
+        """The same table for a notebook."""
+        rows = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+            for name, text in self.rows()
+        )
+        return f"<table><caption>{html.escape(self._title())}</caption>{rows}</table>"
+
+    def _title(self) -> str:
+        queries = "1 query" if self.queries == 1 else f"{self.queries:,} queries"
+        return f"Preflight: {queries} x {self.examples:,} training examples of {self.problem}"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The same in words: names and texts."""
+        removal = f" ({self.removal.replace('_', ' ')} removal)" if self.removal else ""
+        covered = f"{self.parameters_covered:,} of {self.parameters_total:,}"
+        fixed = f"; fixed: {', '.join(self.uncovered)}" if self.uncovered else ""
+        return [
+            ("method", f"{self.method}{removal}: {self.reason}"),
+            ("memory", _size(self.memory_bytes)),
+            ("disk", _size(self.disk_bytes)),
+            ("time", self._time()),
+            ("parameters", f"{covered} covered{fixed}"),
+            ("damping", f"{self.damping}"),
+            ("measurement", f"{self.measurement} (unit: {self.unit})"),
+            ("sign", self.sign),
+        ]
+
+    def _time(self) -> str:
+        if self.fit_seconds is None or self.scores_seconds is None:
+            return "not known for this method"
+        parts = (f"fit {_duration(self.fit_seconds)}", f"scores {_duration(self.scores_seconds)}")
+        return f"{_duration(self.fit_seconds + self.scores_seconds)} ({', '.join(parts)})"
+
+
+def preflight(
+    problem: Problem,
+    queries: object = None,
+    *,
+    method: str | Method = "auto",
+    measurement: MeasurementLike = None,
+) -> Preflight:
+    """What `explain` with these arguments will take; a second or two of trials, no more.
+
+    Args:
+        problem: what was trained.
+        queries: as in `explain`; without any, the answer is for one query.
+        method: "auto", a name, or a recipe.
+        measurement: as in `explain`.
+
+    Returns:
+        Method, memory, disk, time, coverage, damping, sign and unit.
+
+    Raises:
+        WhenceError: the problem, the queries or a name would be refused by `explain` as well.
+    """
+    problem.check()
+    asked = problem.queries(_one_example(problem) if queries is None else queries)
+    recipe, reason = _resolve(problem, method)
+    measured = make_measurement(measurement, problem.loss)
+    curvature = make_curvature(recipe.curvature) if isinstance(recipe, Influence) else None
+    is_calibrated = not isinstance(curvature, Identity)
+    is_newton = isinstance(recipe, Influence) and _is_newton(problem, recipe)
+    takes = _takes(problem, curvature, len(asked), is_newton=is_newton)
+    facts = problem.facts()
+    named = dict(problem.model.named_parameters())
+    unit = measured.unit if is_calibrated else "arbitrary"
+    return Preflight(
+        problem=problem.name,
+        examples=len(problem),
+        queries=len(asked),
+        parameters_covered=problem.size,
+        parameters_total=facts["parameters_total"],
+        uncovered=tuple(name for name in named if name not in problem.layout.shapes),
+        method=_name(recipe if curvature is None else curvature),
+        reason=reason,
+        removal=None if curvature is None else "newton" if is_newton else "first_order",
+        damping=_damping(curvature),
+        measurement=measured.name,
+        unit=unit,
+        sign=_sign(measured, unit),
+        memory_bytes=takes.bytes,
+        disk_bytes=_disk(problem, asked),
+        fit_seconds=takes.fit_seconds,
+        scores_seconds=takes.scores_seconds,
+    )
+
+
+# ------------------------------------------------------------------ what will be done
+
+
+def _one_example(problem: Problem) -> tuple[Any, Tensor | None]:
+    return problem.data.take(torch.arange(1))
+
+
+def _resolve(problem: Problem, method: str | Method) -> tuple[Method, str]:
+    if isinstance(method, str) and method == "auto":
+        choice = choose(problem)
+        return choice.method, choice.reason
+    return make_method(method), "asked for"
+
+
+def _is_newton(problem: Problem, recipe: Influence) -> bool:
+    """Whether removals will be Newton steps; what is refused is left to `fit` to refuse."""
+    if recipe.removal != "auto":
+        return recipe.removal == "newton"
+    outputs = outputs_per_example(problem)
+    is_offered = make_curvature(recipe.curvature).offers_leverage and outputs <= NEWTON_OUTPUTS
+    return is_offered and newton_operations(problem, outputs) <= NEWTON_OPERATIONS
+
+
+def _name(recipe: Method | Curvature) -> str:
+    """The name of its file, which is the name that users write."""
+    return type(recipe).__module__.rpartition(".")[2]
+
+
+def _damping(curvature: Curvature | None) -> float | str:
+    damping: float | str | None = getattr(curvature, "damping", None)
+    if damping is None:
+        return "none"
+    return "decided by the fit: 0 where it is not needed" if damping == "auto" else float(damping)
+
+
+def _sign(measured: Measurement, unit: str) -> str:
+    words = measured.name.replace("_", " ")
+    return f"positive = the {words} goes up when the example is removed (unit: {unit})"
+
+
+# ------------------------------------------------------------------ what it will take
+
+
+@dataclass(frozen=True)
+class _Takes:
+    """Bytes at the peak, seconds for the fit, and seconds for the scores of all queries."""
+
+    bytes: int | None
+    fit_seconds: float | None
+    scores_seconds: float | None
+
+
+def _takes(
+    problem: Problem, curvature: Curvature | None, queries: int, *, is_newton: bool
+) -> _Takes:
+    estimates: dict[type, Callable[[Problem, Any, int], _Takes]] = {
+        Exact: _exact,
+        CG: _cg,
+        LiSSA: _lissa,
+        Identity: _identity,
+    }
+    estimate = estimates.get(type(curvature))
+    if estimate is None:
+        return _Takes(None, None, None)
+    solve = estimate(problem, curvature, queries)
+    stream = _stream(problem, queries)
+    table = 2 * 8 * queries * len(problem)  # while it is filled, and as the scores keep it
+    held = _dense_bytes(problem) // 4 if isinstance(curvature, Exact) else 0
+    if is_newton:
+        stream += _newton_seconds(problem)
+        held += _jacobian_bytes(problem)
+    passing = max(held, _working_bytes(problem, queries))
+    return _Takes(
+        bytes=int(max(solve.bytes or 0, passing) + table),
+        fit_seconds=solve.fit_seconds,
+        scores_seconds=(solve.scores_seconds or 0.0) + stream,
+    )
+
+
+def _exact(problem: Problem, recipe: Exact, queries: int) -> _Takes:
+    """P^3 for the eigenvectors; N C P^2 for a Gauss-Newton matrix, P products for a Hessian."""
+    del queries
+    p = problem.size
+    working = _working_bytes(problem, 2 * min(p, 256))
+    if recipe.matrix == "ggn" or hessian_is_ggn(problem):
+        working = _jacobian_bytes(problem)
+        build = _newton_seconds(problem)
+    else:
+        build = _product_seconds(problem, "hessian", p)
+        if recipe.matrix == "auto":  # a Hessian that is not positive gives way to Gauss-Newton
+            working = max(working, _jacobian_bytes(problem))
+    size = min(p, 256)
+    trial = _square(size)
+    decompose = _seconds(lambda: torch.linalg.eigh(trial + trial.T)) * (p / size) ** 3
+    return _Takes(_dense_bytes(problem) + working, build + decompose, 0.0)
+
+
+def _cg(problem: Problem, recipe: CG, queries: int) -> _Takes:
+    """`CG_STEPS` products for all queries, and a sketch of some 5,000 examples before them."""
+    is_linear = hessian_is_ggn(problem)
+    matrix: MatrixName = "hessian" if recipe.matrix == "hessian" and not is_linear else "ggn"
+    rank = min(600, problem.size // 16) if recipe.rank == "auto" else recipe.rank
+    vector = problem.size * problem.parameters.element_size()
+    sketch = _product_seconds(problem, "ggn", rank) * min(1.0, 5000 / len(problem))
+    sketch += 4 * problem.size * rank**2 / _rate()
+    is_measured = recipe.damping == "auto" and not is_linear
+    damping = _product_seconds(problem, "ggn", 30) if is_measured else 0.0
+    steps = min(CG_STEPS, recipe.max_steps)
+    return _Takes(
+        bytes=5 * rank * vector + 8 * queries * vector + _working_bytes(problem, 2 * queries),
+        fit_seconds=sketch + damping,
+        scores_seconds=steps * _product_seconds(problem, matrix, queries),
+    )
+
+
+def _lissa(problem: Problem, recipe: LiSSA, queries: int) -> _Takes:
+    """One product with a sampled matrix a step."""
+    positions = torch.arange(min(recipe.samples or len(problem), len(problem)))
+    sampled = CurvatureMatrix(problem, recipe.matrix, positions=positions)
+    vectors = _trial_vectors(problem, queries)
+    step = _seconds(lambda: sampled(vectors)) * queries / len(vectors)
+    scale = 400 * _seconds(lambda: sampled(vectors[:1])) if recipe.scale == "auto" else 0.0
+    residual = _product_seconds(problem, recipe.matrix, queries)
+    return _Takes(
+        bytes=6 * queries * problem.size * problem.parameters.element_size()
+        + _working_bytes(problem, 2 * queries),
+        fit_seconds=scale,
+        scores_seconds=recipe.depth * recipe.repeats * step + residual,
+    )
+
+
+def _identity(problem: Problem, recipe: Identity, queries: int) -> _Takes:
+    """Nothing to solve."""
+    del recipe
+    return _Takes(2 * queries * problem.size * problem.parameters.element_size(), 0.0, 0.0)
+
+
+def _dense_bytes(problem: Problem) -> int:
+    """Matrix, eigenvectors and twice P^2 of workspace, in float64."""
+    return 4 * 8 * problem.size**2
+
+
+def _jacobian_bytes(problem: Problem) -> int:
+    numbers = len(problem) * outputs_per_example(problem) * problem.size
+    return min(_JACOBIAN_BYTES, 3 * 8 * numbers)
+
+
+def _working_bytes(problem: Problem, stack: int) -> int:
+    """Activations of a batch with K = `stack` vectors beside them."""
+    per_example = problem.activation_size * (1 + 2 * stack) * problem.parameters.element_size()
+    return problem.batch_size(stack) * per_example
+
+
+def _disk(problem: Problem, queries: Queries) -> int:
+    """The effects, the queries as they were asked, and the ids."""
+    arrays = [*queries.arrays().values(), queries.ids, problem.data.ids]
+    return 8 * len(queries) * (len(problem) + 1) + sum(array.nbytes for array in arrays)
+
+
+# ------------------------------------------------------------------------ trial runs
+
+
+def _stream(problem: Problem, queries: int) -> float:
+    """One pass over the training data with a direction for each query."""
+    vectors = _trial_vectors(problem, queries)
+    batch = problem.batch(_trial_positions(problem, len(vectors)))
+    once = _seconds(lambda: inner(problem, vectors, batch))
+    return once * len(problem) / len(batch) * queries / len(vectors)
+
+
+def _newton_seconds(problem: Problem) -> float:
+    """Jacobians of all examples, and N C P^2 multiplications."""
+    batch = problem.batch(torch.arange(min(8, len(problem))))
+    one = _seconds(lambda: jacobians(problem, batch)) / len(batch)
+    operations = newton_operations(problem, outputs_per_example(problem))
+    return one * len(problem) + operations / _rate()
+
+
+def _product_seconds(problem: Problem, matrix: MatrixName, vectors: int) -> float:
+    """One product of the whole matrix with a stack of vectors."""
+    if vectors == 0:
+        return 0.0
+    trial = _trial_vectors(problem, vectors)
+    few = _trial_positions(problem, 2 * len(trial))
+    product = CurvatureMatrix(problem, matrix, positions=few)
+    once = _seconds(lambda: product(trial))
+    return once * len(problem) / len(few) * vectors / len(trial)
+
+
+def _rate() -> float:
+    """Multiplications a second in float64 matrix products."""
+    trial = _square(384)
+    return len(trial) ** 3 / _seconds(lambda: trial @ trial)
+
+
+def _trial_vectors(problem: Problem, wanted: int) -> Tensor:
+    most = max(1, min(_TRIAL_VECTORS, _TRIAL_NUMBERS // problem.size))
+    trial = torch.randn(min(wanted, most), problem.size, generator=_generator())
+    return trial.to(problem.parameters)
+
+
+def _square(size: int) -> Tensor:
+    return torch.randn(size, size, dtype=torch.float64, generator=_generator())
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _trial_positions(problem: Problem, stack: int) -> Tensor:
+    """The examples of one batch, as it would be streamed, or some of them."""
+    return torch.arange(min(_TRIAL_EXAMPLES, problem.batch_size(stack)))
+
+
+def _seconds(code: Callable[[], object]) -> float:
+    """The shorter of two runs: the first one may pay for what is made once."""
+    best = float("inf")
+    for _ in range(2):
+        start = time.perf_counter()
+        code()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+# ----------------------------------------------------------------------------- words
+
+
+def _size(amount: int | None) -> str:
+    if amount is None:
+        return "not known for this method"
+    for unit in ("bytes", "kB", "MB"):
+        if amount < 1000:
+            return f"about {amount:.0f} {unit}"
+        amount /= 1000
+    return f"about {amount:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.1:
+        return "less than 0.1 s"
+    if seconds < 120:
+        return f"about {seconds:.{1 if seconds < 10 else 0}f} s"
+    minutes = seconds / 60
+    return f"about {minutes:.0f} min" if minutes < 120 else f"about {minutes / 60:.0f} h"

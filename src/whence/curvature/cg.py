@@ -1,0 +1,160 @@
+"""Conjugate gradients: only products with the matrix, all queries together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
+from whence.core.problem import Problem
+from whence.curvature.base import IHVP, Curvature, Solution
+from whence.errors import BadArgument
+from whence.numerics.linalg import Preconditioner, block_cg, nystrom_preconditioner, trace
+
+AUTO_DAMPING = 0.1
+"""Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
+
+_SKETCH_EXAMPLES = 5000
+"""Training examples behind the preconditioner; the solve itself always uses all of them."""
+
+_TRACE_PROBES = 30
+
+
+@dataclass(frozen=True)
+class CG(Curvature):
+    """(H + damping I)^-1 by block conjugate gradients.
+
+    All queries share every pass over the data and one Krylov space. A randomised Nyström sketch of
+    the matrix on a part of the data preconditions the solve; it changes the number of steps, not
+    the solution.
+
+    Args:
+        tolerance: relative residual |(H + damping I) x - v| / |v| that every query must reach.
+        max_steps: passes over the data at the most.
+        matrix: "hessian", "ggn", or "auto": the Hessian where it equals the Gauss-Newton matrix,
+            as for linear models, else the Gauss-Newton matrix.
+        damping: added to every eigenvalue; "auto" is 0 for a Hessian and a tenth of the mean
+            eigenvalue for a Gauss-Newton matrix that differs from it.
+        rank: of the preconditioner; 0 for none, "auto" for the number of parameters / 16, between
+            0 and 600.
+        seed: of the sketch.
+
+    Raises:
+        NegativeCurvature: on solving, where the Hessian is not positive definite.
+        NotConverged: on solving, above the tolerance after `max_steps`.
+    """
+
+    tolerance: float = 1e-6
+    max_steps: int = 500
+    matrix: MatrixName | Literal["auto"] = "auto"
+    damping: float | Literal["auto"] = "auto"
+    rank: int | Literal["auto"] = "auto"
+    seed: int = 0
+
+    def fit(self, problem: Problem, *, data_scale: float = 1.0) -> "CGIHVP":
+        """Chooses matrix and damping, and sketches the preconditioner.
+
+        Raises:
+            BadArgument: an option outside its range.
+        """
+        self._check()
+        is_linear = hessian_is_ggn(problem)
+        kind: MatrixName = "hessian" if self.matrix == "auto" else self.matrix
+        if is_linear or self.matrix == "auto":
+            kind = "ggn"  # equal for linear models, and cheaper to multiply with
+        matrix = CurvatureMatrix(problem, kind, data_scale)
+        damping = self._damping(matrix, is_linear)
+        rank = min(600, problem.size // 16) if self.rank == "auto" else self.rank
+        report = {
+            "curvature": "cg",
+            "matrix": "hessian" if is_linear else kind,
+            "damping": damping,
+            "tolerance": self.tolerance,
+            "preconditioner_rank": rank,
+            "seed": self.seed,
+        }
+        return CGIHVP(self, matrix, damping, self._preconditioner(matrix, damping, rank), report)
+
+    def _check(self) -> None:
+        is_damped = self.damping == "auto" or self.damping >= 0
+        is_ranked = self.rank == "auto" or self.rank >= 0
+        if not (self.tolerance > 0 and self.max_steps > 0 and is_damped and is_ranked):
+            raise BadArgument(
+                found=f"{self}.",
+                why="A tolerance and a number of steps are positive, damping and rank not "
+                "negative.",
+                remedy="Correct the option that is out of range.",
+            )
+
+    def _damping(self, matrix: CurvatureMatrix, is_linear: bool) -> float:
+        if self.damping != "auto":
+            return float(self.damping)
+        if is_linear or matrix.kind == "hessian":
+            return 0.0
+        problem = matrix.problem
+        total, _ = trace(matrix, problem.parameters, probes=_TRACE_PROBES, seed=self.seed)
+        return AUTO_DAMPING * total / problem.size
+
+    def _preconditioner(
+        self, matrix: CurvatureMatrix, damping: float, rank: int
+    ) -> Preconditioner | None:
+        """A sketch of the Gauss-Newton matrix, which is never negative, on a part of the data."""
+        if rank == 0:
+            return None
+        problem = matrix.problem
+        few = min(len(problem), _SKETCH_EXAMPLES)
+        by_id = torch.from_numpy(problem.data.ids.argsort(kind="stable"))
+        rows = by_id[torch.linspace(0, len(problem) - 1, few).long()]
+        sketched = CurvatureMatrix(problem, "ggn", matrix.data_scale, rows)
+        return nystrom_preconditioner(
+            sketched, problem.parameters, rank=rank, damping=damping, seed=self.seed
+        )
+
+
+@dataclass(frozen=True)
+class CGIHVP(IHVP):
+    """A matrix with its preconditioner.
+
+    Args:
+        recipe: the options.
+        matrix: the curvature matrix over all data.
+        damping: added to every eigenvalue.
+        preconditioner: approximate inverse, or None.
+        facts: what the fit has chosen.
+    """
+
+    recipe: CG
+    matrix: CurvatureMatrix
+    damping: float
+    preconditioner: Preconditioner | None
+    facts: Mapping[str, Any]
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What the fit has chosen and measured."""
+        return self.facts
+
+    def solve(self, vectors: Tensor) -> Solution:
+        """Solves for all vectors together, until the true residual of each is small enough."""
+
+        def product(stack: Tensor) -> Tensor:
+            return self.matrix(stack) + self.damping * stack
+
+        result = block_cg(
+            product,
+            vectors,
+            tolerance=self.recipe.tolerance,
+            max_steps=self.recipe.max_steps,
+            preconditioner=self.preconditioner,
+        )
+        return Solution(
+            result.solution,
+            {
+                "residual": float(result.residuals.max()),
+                "steps": result.steps,
+                "smallest_ritz_value": result.smallest_ritz,
+                "largest_ritz_value": result.largest_ritz,
+            },
+        )

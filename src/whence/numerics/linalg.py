@@ -1,0 +1,394 @@
+"""Damped solves with symmetric matrices: by eigenvalues, or by Krylov steps.
+
+Vectors are the *rows* of a stack (K, P). A matrix that is too large to be written down is a
+`Product`: a function that multiplies a whole stack, so that K vectors share its cost.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from whence.errors import NegativeCurvature, NonFinite, NotConverged, NumericsError
+
+Product = Callable[[Tensor], Tensor]
+"""(K, P) -> (K, P), the rows times a symmetric matrix."""
+
+Preconditioner = Callable[[Tensor], Tensor]
+"""(K, P) -> (K, P), the rows times an approximate inverse that is positive definite."""
+
+
+# ------------------------------------------------------------------ dense matrices
+
+
+@dataclass(frozen=True)
+class Eigen:
+    """Eigenvalues and eigenvectors of a symmetric matrix, in float64.
+
+    Args:
+        values: (P,) ascending.
+        vectors: (P, P), one eigenvector a column.
+        threshold: eigenvalues of at most this size are null: rounding cannot tell them from zero.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    threshold: float
+
+    @cached_property
+    def is_null(self) -> Tensor:
+        """(P,) which eigenvalues count as zero."""
+        return self.values.abs() <= self.threshold
+
+    @property
+    def null_count(self) -> int:
+        """How many eigenvalues count as zero."""
+        return int(self.is_null.sum())
+
+    @property
+    def smallest(self) -> float:
+        """The smallest eigenvalue that is not null; 0 if all are."""
+        rest = self.values[~self.is_null]
+        return float(rest.min()) if len(rest) else 0.0
+
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue."""
+        return float(self.values[-1])
+
+    @property
+    def mean(self) -> float:
+        """The mean of all eigenvalues."""
+        return float(self.values.mean())
+
+    def solve(self, stack: Tensor, damping: float = 0.0) -> Tensor:
+        """(A + damping I)^+ v for each row, leaving null directions out.
+
+        Args:
+            stack: (K, P).
+            damping: added to every eigenvalue that is not null.
+
+        Returns:
+            (K, P).
+        """
+        return (stack @ self.vectors * self._inverse(damping)) @ self.vectors.T
+
+    def half(self, stack: Tensor, damping: float = 0.0) -> Tensor:
+        """Rows h with h_j . h_k = v_j (A + damping I)^+ v_k, for a positive matrix.
+
+        Args:
+            stack: (K, P).
+            damping: added to every eigenvalue that is not null.
+
+        Returns:
+            (K, P), in the basis of eigenvectors.
+        """
+        return stack @ self.vectors * self._inverse(damping).sqrt()
+
+    def null_share(self, stack: Tensor) -> Tensor:
+        """(K,) the share of each row's norm that lies in null directions."""
+        inside = (stack @ self.vectors[:, self.is_null]).norm(dim=1)
+        return inside / stack.norm(dim=1).clamp_min(torch.finfo(stack.dtype).tiny)
+
+    def _inverse(self, damping: float) -> Tensor:
+        return torch.where(self.is_null, 0.0, 1 / (self.values + damping))
+
+
+def decompose(matrix: Tensor, *, eps: float) -> Eigen:
+    """The eigenvalues and eigenvectors of a symmetric matrix.
+
+    An eigenvalue is null where it is at most P * eps * the largest: the rounding of the entries
+    could have made it.
+
+    Args:
+        matrix: (P, P), symmetric.
+        eps: relative rounding of its entries, that of the type it was computed in.
+
+    Raises:
+        NonFinite: the matrix holds NaN or infinity.
+        NumericsError: the decomposition did not converge.
+    """
+    if not bool(matrix.isfinite().all()):
+        raise NonFinite(
+            found="The curvature matrix holds NaN or infinity.",
+            why="It cannot be inverted.",
+            remedy="Look for square roots or logarithms at zero in the model; a float64 model "
+            "(problem.to(dtype=torch.float64)) overflows later.",
+        )
+    try:
+        values, vectors = torch.linalg.eigh(matrix.double())
+    except torch.linalg.LinAlgError as error:
+        raise NumericsError(
+            found=f"The eigenvalues of a {len(matrix)} x {len(matrix)} matrix did not converge "
+            f"({error}).",
+            why="Without them the matrix cannot be inverted exactly.",
+            remedy='Use curvature="cg", which needs products only.',
+        ) from error
+    return Eigen(values, vectors, len(matrix) * eps * float(values.abs().max()))
+
+
+# ------------------------------------------------------------------ block conjugate gradients
+
+
+@dataclass(frozen=True)
+class CGResult:
+    """What `block_cg` found.
+
+    Args:
+        solution: (K, P).
+        residuals: (K,) true relative residuals |A x - v| / |v|, from a product of their own.
+        steps: products of a block with the matrix.
+        smallest_ritz: smallest Rayleigh quotient met: an upper bound of the smallest eigenvalue.
+        largest_ritz: largest Rayleigh quotient met: a lower bound of the largest eigenvalue.
+    """
+
+    solution: Tensor
+    residuals: Tensor
+    steps: int
+    smallest_ritz: float
+    largest_ritz: float
+
+
+def block_cg(
+    product: Product,
+    rhs: Tensor,
+    *,
+    tolerance: float,
+    max_steps: int,
+    preconditioner: Preconditioner | None = None,
+) -> CGResult:
+    """A^-1 v for each row, all rows searching in one common Krylov space.
+
+    A step minimises the energy error of every row over the span of the whole block of directions.
+    The block is made orthonormal and loses directions as rows become dependent, so duplicate rows,
+    zero rows and K > P need no special treatment. The recursive residual drifts from the true one
+    by rounding: when it says "done", the true one is computed, and the iteration starts again from
+    there until that one is small enough.
+
+    Args:
+        product: the symmetric positive definite matrix.
+        rhs: (K, P).
+        tolerance: relative residual that every row must reach.
+        max_steps: products at the most.
+        preconditioner: approximate inverse, positive definite.
+
+    Raises:
+        NegativeCurvature: a direction with v A v < 0 was met.
+        NotConverged: the residual is above the tolerance after `max_steps`, or stopped falling.
+        NonFinite: a product is not a number.
+
+    Source: O'Leary 1980, "The block conjugate gradient algorithm"; the rank-revealing block of
+    directions as in Ji & Li 2017, "A breakdown-free block conjugate gradient method".
+    """
+    search = _Search(product, preconditioner or (lambda stack: stack))
+    norms = rhs.norm(dim=1)
+    solution = torch.zeros_like(rhs)
+    residual, worst = rhs, 1.0
+    while True:
+        solution, estimate = search.run(
+            solution, residual, goals=norms * tolerance, max_steps=max_steps
+        )
+        residual = rhs - search.multiply(solution)
+        relative = residual.norm(dim=1) / norms.clamp_min(torch.finfo(rhs.dtype).tiny)
+        previous, worst = worst, float(relative.max()) if len(relative) else 0.0
+        if worst <= tolerance:
+            break
+        if search.steps >= max_steps or worst > 0.5 * previous:
+            raise _not_converged(search, relative, tolerance, max_steps, estimate)
+    return CGResult(solution, relative, search.steps, search.smallest, search.largest)
+
+
+class _Search:
+    """The steps of one solve, and what they met."""
+
+    def __init__(self, product: Product, preconditioner: Preconditioner) -> None:
+        self.product = product
+        self.precondition = preconditioner
+        self.steps = 0
+        self.smallest = float("inf")
+        self.largest = 0.0
+
+    def multiply(self, stack: Tensor) -> Tensor:
+        """One counted product.
+
+        Raises:
+            NonFinite: it holds NaN or infinity.
+        """
+        self.steps += 1
+        answer = self.product(stack)
+        if not bool(answer.isfinite().all()):
+            raise NonFinite(
+                found=f"Product {self.steps} with the curvature matrix is not a number.",
+                why="The solve cannot go on.",
+                remedy="Look for overflow in the model; try problem.to(dtype=torch.float64).",
+            )
+        return answer
+
+    def run(
+        self, solution: Tensor, residual: Tensor, *, goals: Tensor, max_steps: int
+    ) -> tuple[Tensor, float]:
+        """Steps until the recursive residual of every row is below its goal."""
+        directions = _orthonormal(self.precondition(residual))
+        while bool((residual.norm(dim=1) > goals).any()) and len(directions):
+            if self.steps >= max_steps:
+                break
+            images = self.multiply(directions)
+            inverse = self._invert(directions @ images.T)
+            move = inverse @ (directions @ residual.T).double()  # (D, K)
+            solution = solution + move.T.to(solution) @ directions
+            residual = residual - move.T.to(solution) @ images
+            fresh = self.precondition(residual)
+            overlap = inverse @ (images @ fresh.T).double()  # (D, K)
+            directions = _orthonormal(fresh - overlap.T.to(fresh) @ directions)
+        return solution, float(residual.norm(dim=1).max()) if len(residual) else 0.0
+
+    def _invert(self, gram: Tensor) -> Tensor:
+        """Inverse of the curvature along orthonormal directions, which it also inspects."""
+        values, vectors = torch.linalg.eigh((gram + gram.T).double() / 2)
+        rounding = len(values) * torch.finfo(gram.dtype).eps * float(values.abs().max())
+        self.smallest = min(self.smallest, float(values[0]))
+        self.largest = max(self.largest, float(values[-1]))
+        if float(values[0]) < -10 * rounding:
+            raise NegativeCurvature(
+                found=f"Along a direction met at product {self.steps} the curvature is "
+                f"{float(values[0]):.3g} (largest met: {self.largest:.3g}).",
+                why="The matrix is not positive definite: conjugate gradients would return "
+                "something that minimises nothing.",
+                remedy=f'Use matrix="ggn", or raise damping by more than {-float(values[0]):.3g}.',
+            )
+        keep = values > rounding
+        return (vectors[:, keep] / values[keep]) @ vectors[:, keep].T
+
+
+def _orthonormal(stack: Tensor) -> Tensor:
+    """An orthonormal basis (D, P) of the row space, D <= K, rows that are dependent left out."""
+    norms = stack.norm(dim=1)
+    stack = stack[norms > 0] / norms[norms > 0, None]
+    if len(stack) == 0:
+        return stack
+    for _ in range(2):  # the second round removes what rounding left of the first
+        values, vectors = torch.linalg.eigh((stack @ stack.T).double())
+        keep = values > len(stack) * torch.finfo(stack.dtype).eps * values[-1]
+        stack = (vectors[:, keep] / values[keep].sqrt()).T.to(stack) @ stack
+    return stack
+
+
+def _not_converged(
+    search: _Search, relative: Tensor, tolerance: float, max_steps: int, estimate: float
+) -> NotConverged:
+    failed = int((relative > tolerance).sum())
+    stopped = "the limit" if search.steps >= max_steps else "rounding lets it go no further"
+    return NotConverged(
+        found=f"CG stopped after {search.steps} products ({stopped}) at relative residual "
+        f"{float(relative.max()):.1e} (asked {tolerance:.1e}); {failed} of {len(relative)} solves "
+        f"are above it. Curvature met: {search.smallest:.2e} to {search.largest:.2e}.",
+        why="Effects of those queries may be off by as much; the recursion itself believed in a "
+        f"residual of {estimate:.1e}.",
+        remedy="Raise damping, max_steps or tolerance; in float32 a tolerance below 1e-5 is "
+        "rarely reached, so use problem.to(dtype=torch.float64).",
+    )
+
+
+# ------------------------------------------------------------------ randomised sketches
+
+
+@dataclass(frozen=True)
+class NystromPreconditioner:
+    """P^-1 = U diag((l_r + damping) / (l_j + damping)) U^T + (I - U U^T).
+
+    Args:
+        basis: (P, r) U, orthonormal.
+        factors: (r,) the diagonal minus one.
+    """
+
+    basis: Tensor
+    factors: Tensor
+
+    def __call__(self, stack: Tensor) -> Tensor:
+        """(K, P) rows times P^-1."""
+        return stack + (stack @ self.basis * self.factors) @ self.basis.T
+
+
+def nystrom_preconditioner(
+    product: Product, like: Tensor, *, rank: int, damping: float, seed: int
+) -> NystromPreconditioner:
+    """A preconditioner for A + damping I from one product with `rank` random vectors.
+
+    Args:
+        product: a symmetric positive semi-definite matrix A.
+        like: (P,) a vector of the size, type and device wanted.
+        rank: r <= P of the sketch.
+        damping: that of the system.
+        seed: of the random vectors.
+
+    Source: Frangella, Tropp & Udell 2021 (arXiv:2110.02820), algorithm 2.1 with the stabilising
+    shift, and equation 1.3.
+    """
+    probes = _gaussian(min(rank, len(like)), like, seed)
+    probes = torch.linalg.qr(probes.T.double())[0].T  # (r, P)
+    image = product(probes.to(like)).double()
+    shift = torch.finfo(like.dtype).eps * float(image.norm())
+    image = image + shift * probes
+    gram = image @ probes.T
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    keep = values > len(values) * torch.finfo(like.dtype).eps * values[-1]
+    # B B^T = image^T gram^-1 image, the Nystrom approximation of A + shift
+    rows = (vectors[:, keep] / values[keep].sqrt()).T @ image
+    squares, turn = torch.linalg.eigh(rows @ rows.T)
+    basis = (turn / squares.sqrt()).T @ rows  # (r, P)
+    approximate = (squares - shift).clamp_min(0) + damping
+    floor = approximate.min().clamp_min(torch.finfo(like.dtype).eps * approximate.max())
+    factors = floor / approximate.clamp_min(floor) - 1
+    return NystromPreconditioner(basis.T.to(like).contiguous(), factors.to(like))
+
+
+def trace(product: Product, like: Tensor, *, probes: int, seed: int) -> tuple[float, float]:
+    """Trace of a symmetric matrix and its standard error, from random signs.
+
+    Source: Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix".
+    """
+    signs = _gaussian(probes, like, seed).sign()
+    samples = (signs * product(signs)).double().sum(1)
+    return float(samples.mean()), float(samples.std() / probes**0.5)
+
+
+def extreme_eigenvalues(
+    product: Product, like: Tensor, *, steps: int, seed: int
+) -> tuple[float, float]:
+    """The smallest and largest Ritz value after some Lanczos steps.
+
+    Both lie inside the true range of eigenvalues, and approach its ends from within; the ends that
+    stand apart from the rest are found first.
+
+    Args:
+        product: a symmetric matrix.
+        like: (P,) a vector of the size, type and device wanted.
+        steps: products.
+        seed: of the start.
+
+    Source: Lanczos 1950, with full reorthogonalisation.
+    """
+    basis = _gaussian(1, like, seed)
+    basis = basis / basis.norm()
+    images: list[Tensor] = []
+    for _ in range(min(steps, len(like))):
+        images.append(product(basis[-1:])[0])
+        rest = images[-1]
+        for _ in range(2):
+            rest = rest - basis.T @ (basis @ rest)
+        size = rest.norm()
+        if float(size) <= torch.finfo(like.dtype).eps * float(images[-1].norm()):
+            break  # the Krylov space is complete
+        basis = torch.cat([basis, (rest / size)[None]])
+    inside = (basis[: len(images)] @ torch.stack(images).T).double()
+    ritz = torch.linalg.eigvalsh((inside + inside.T) / 2)
+    return float(ritz[0]), float(ritz[-1])
+
+
+def _gaussian(count: int, like: Tensor, seed: int) -> Tensor:
+    """(count, P) normal numbers that are the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(count, len(like), generator=generator, dtype=torch.float64)
+    return numbers.to(like)

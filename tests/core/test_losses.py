@@ -1,0 +1,145 @@
+"""Losses by name against numpy, and the labels they refuse."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.testing import assert_allclose
+
+from oracles import Logistic, SmoothHinge, Softmax, Squared
+from whence.core.losses import LOSSES, Loss, cross_entropy, make_loss
+from whence.errors import BadArgument, BadData, UnknownName
+
+RANDOM = np.random.default_rng(0)
+LOGITS = 3 * RANDOM.standard_normal((8, 4))
+COLUMN = 3 * RANDOM.standard_normal((8, 1))
+CLASSES = RANDOM.integers(0, 4, 8)
+BITS = RANDOM.integers(0, 2, 8)
+SIGNS = 2.0 * BITS - 1
+
+
+def value(name: str, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return make_loss(name)(torch.from_numpy(outputs), torch.from_numpy(targets)).numpy()
+
+
+def test_losses_are_those_written_out():
+    y = RANDOM.standard_normal((8, 4))
+    assert_allclose(value("cross_entropy", LOGITS, CLASSES), Softmax().value(LOGITS, CLASSES))
+    assert_allclose(value("binary_cross_entropy", COLUMN, BITS), Logistic().value(COLUMN, BITS))
+    assert_allclose(value("mse", LOGITS, y), Squared().value(LOGITS, y))
+    margin = SIGNS * COLUMN[:, 0]
+    assert_allclose(value("hinge", COLUMN, SIGNS), np.maximum(0, 1 - margin))
+    assert_allclose(value("squared_hinge", COLUMN, SIGNS), np.maximum(0, 1 - margin) ** 2)
+    for t in (0.001, 0.5):
+        expected = SmoothHinge(t).value(COLUMN, SIGNS)
+        assert_allclose(value(f"smooth_hinge:{t}", COLUMN, SIGNS), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "mse", "hinge", "squared_hinge"])
+def test_a_column_and_a_vector_mean_the_same(name):
+    y = BITS if name == "binary_cross_entropy" else SIGNS
+    expected = value(name, COLUMN, y)
+    assert expected.shape == (8,)
+    assert_allclose(value(name, COLUMN[:, 0], y), expected)
+    assert_allclose(value(name, COLUMN, y[:, None]), expected)
+    assert_allclose(value(name, COLUMN[:, 0], y[:, None]), expected)
+
+
+def test_the_cross_entropy_of_a_sequence_is_summed_over_its_positions():
+    logits = RANDOM.standard_normal((3, 4, 5))
+    y = RANDOM.integers(0, 4, (3, 5))
+    y[1, 2] = -100
+    expected = [
+        sum(
+            Softmax().value(logits[b, :, t][None], y[b, t : t + 1])[0]
+            for t in range(5)
+            if y[b, t] >= 0
+        )
+        for b in range(3)
+    ]
+    assert_allclose(value("cross_entropy", logits, y), expected)
+
+
+@pytest.mark.parametrize("logit", [-800.0, 800.0])
+@pytest.mark.parametrize("bit", [0, 1])
+def test_extreme_logits_are_neither_infinite_nor_zero_by_rounding(logit, bit):
+    expected = max(0.0, -logit if bit else logit)
+    found = value("binary_cross_entropy", np.array([[logit]]), np.array([bit]))
+    assert_allclose(found, expected)
+    assert_allclose(value("cross_entropy", np.array([[0.0, logit]]), np.array([bit])), expected)
+    signed = value("smooth_hinge:0.001", np.array([logit]), np.array([2.0 * bit - 1]))
+    assert_allclose(signed, max(0.0, 1 - (2 * bit - 1) * logit), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "smooth_hinge:0.1"])
+def test_every_loss_says_its_name_task_and_unit(name):
+    loss = make_loss(name)
+    assert loss.name == name
+    assert loss.task in ("classes", "binary", "signed", "regression")
+    assert loss.unit
+    assert make_loss(loss) is loss
+
+
+def test_a_callable_is_a_loss_of_unknown_task():
+    loss = make_loss(partial(F.cross_entropy, reduction="none"))
+    assert loss.name == "cross_entropy"
+    assert loss.task == "unknown"
+    expected = Softmax().value(LOGITS, CLASSES)
+    assert_allclose(loss(torch.from_numpy(LOGITS), torch.from_numpy(CLASSES)), expected)
+
+
+def test_an_unknown_name_gets_a_suggestion():
+    with pytest.raises(UnknownName, match="cross_entropy"):
+        make_loss("crossentropy")
+
+
+@pytest.mark.parametrize("temperature", ["", "0", "-1", "nan", "warm"])
+def test_a_smooth_hinge_needs_a_temperature(temperature):
+    with pytest.raises(BadArgument, match="temperature"):
+        make_loss(f"smooth_hinge:{temperature}")
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "label"),
+    [
+        ("cross_entropy", [0, 4, 1], "4"),
+        ("cross_entropy", [0, -1, 1], "-1"),
+        ("binary_cross_entropy", [0, 2, 1], "2"),
+        ("binary_cross_entropy", [0, -1, 1], "-1"),
+        ("binary_cross_entropy", [0.0, 0.5, 1.0], "0.5"),
+        ("hinge", [1, 0, -1], "0"),
+    ],
+)
+def test_a_label_out_of_range_names_the_example(name, targets, label):
+    outputs = torch.from_numpy(LOGITS if name == "cross_entropy" else COLUMN)
+    with pytest.raises(BadData, match=f"second has the label {label}"):
+        make_loss(name).check_targets(
+            torch.tensor(targets), outputs, names=["first", "second", "third"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("cross_entropy", [0, 3, -100]),
+        ("binary_cross_entropy", [0.0, 1.0]),
+        ("hinge", [-1, 1]),
+        ("mse", [3.5, -100.0]),
+    ],
+)
+def test_allowed_labels_pass(name, targets):
+    outputs = torch.from_numpy(LOGITS if name == "cross_entropy" else COLUMN)
+    make_loss(name).check_targets(torch.tensor(targets), outputs, names=range(3))
+
+
+def test_classes_as_floats_are_refused_with_the_remedy():
+    with pytest.raises(BadData, match="astype"):
+        make_loss("cross_entropy").check_targets(
+            torch.ones(3), torch.from_numpy(LOGITS), names=range(3)
+        )
+
+
+def test_a_loss_is_a_value():
+    assert Loss("a", cross_entropy, "classes") == Loss("a", cross_entropy, "classes")

@@ -1,0 +1,340 @@
+"""Influence against closed forms, dense algebra and training again."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import Tensor, nn
+
+import problems
+from oracles import ridge_closed_form, slope_through_origin
+from problems import CONVEX, REAL, Case
+from whence.adapters import make_problem
+from whence.curvature.cg import CG
+from whence.curvature.exact import Exact
+from whence.curvature.identity import Identity
+from whence.curvature.lissa import LiSSA
+from whence.errors import BadArgument, UnknownName, Unsupported
+from whence.methods.influence import Influence
+
+RIDGES = ["ridge", "ridge_free_intercept", "ridge_weighted"]
+CONVENTIONS = pytest.mark.parametrize("renormalize", [False, True], ids=["fixed N", "renormalized"])
+
+
+def case_of(name: str, renormalize: bool) -> Case:
+    case = CONVEX[name]()
+    return case.renormalized() if renormalize else case
+
+
+def effects(case: Case, method: Influence, measurement: object = None) -> np.ndarray:
+    return method.fit(case.problem).scores(case.queries, measurement).values
+
+
+# ------------------------------------------------------------------ one removal, exactly
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", RIDGES)
+@pytest.mark.parametrize("change", ["linear", "finite"])
+def test_the_prediction_of_ridge_changes_as_in_closed_form(name, renormalize, change):
+    case = case_of(name, renormalize)
+    theta = ridge_closed_form(case.oracle, np.ones(len(case.oracle)))
+    without = np.stack([ridge_closed_form(case.oracle, w) for w in case.oracle.removals()])
+    expected = (case.measured(without) - case.measured(theta)).T
+    actual = effects(case, Influence("exact", removal="newton", change=change))
+    assert_allclose(actual, expected, rtol=1e-9, atol=1e-10 * abs(expected).max())
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", RIDGES)
+def test_the_squared_error_of_ridge_changes_as_in_closed_form(name, renormalize):
+    case = case_of(name, renormalize)
+    x, y = case.query_design()
+    oracle = case.oracle
+
+    def errors(theta: np.ndarray) -> np.ndarray:
+        return oracle.loss.value(oracle.predict(theta, x), y)
+
+    before = errors(ridge_closed_form(oracle, np.ones(len(oracle))))
+    after = [errors(ridge_closed_form(oracle, w)) for w in oracle.removals()]
+    expected = np.stack(after, 1) - before[:, None]
+    actual = effects(case, Influence("exact", removal="newton", change="finite"), "loss")
+    assert_allclose(actual, expected, rtol=1e-9, atol=1e-10 * abs(expected).max())
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", CONVEX)
+def test_newton_is_one_explicit_newton_step_without_the_example(name, renormalize):
+    case = case_of(name, renormalize)
+    theta = case.oracle.optimum()
+    moved = case.oracle.newton_retrained() - theta
+    expected = case.measurement_gradients(theta) @ moved.T
+    actual = effects(case, Influence("exact", removal="newton"))
+    assert_allclose(actual, expected, rtol=1e-8, atol=1e-10 * abs(expected).max())
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", CONVEX)
+def test_a_finite_change_evaluates_the_measurement_after_the_newton_step(name, renormalize):
+    case = case_of(name, renormalize)
+    after = case.measured(case.oracle.newton_retrained())
+    expected = (after - case.measured(case.oracle.optimum())).T
+    actual = effects(case, Influence("exact", removal="newton", change="finite"))
+    assert_allclose(actual, expected, rtol=1e-8, atol=1e-10 * abs(expected).max())
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", CONVEX)
+def test_first_order_is_the_derivative_of_the_optimum(name, renormalize):
+    """Minus d m / d w_i; 1e-6 is the error of central differences of step 1e-4."""
+    case = case_of(name, renormalize)
+    slopes = case.measurement_gradients(case.oracle.optimum())
+    expected = -slopes @ case.oracle.derivative().T
+    actual = effects(case, Influence("exact", removal="first_order"))
+    assert_allclose(actual, expected, rtol=1e-6, atol=1e-6 * abs(expected).max())
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", CONVEX)
+def test_newton_is_nearer_to_training_again_than_first_order(name, renormalize):
+    case = case_of(name, renormalize)
+    retrained = case.measured(case.oracle.retrained())
+    actual = (retrained - case.measured(case.oracle.optimum())).T
+    gaps = {
+        removal: abs(effects(case, Influence("exact", removal=removal)) - actual).sum()
+        for removal in ("first_order", "newton")
+    }
+    assert gaps["newton"] < 0.5 * gaps["first_order"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_data_are_predicted_as_training_again_has_it(name):
+    """Twenty removals of each: for ten queries the strongest example, and ten others."""
+    case = REAL[name]()
+    predicted = effects(case, Influence("exact"))
+    others = np.random.default_rng(0).choice(len(case.problem), 10, replace=False)
+    rows = np.union1d(abs(predicted).argmax(1), others)
+    after = case.measured(case.oracle.retrained(rows))
+    actual = (after - case.measured(case.oracle.optimum())).T
+    pearson = np.corrcoef(predicted[:, rows].ravel(), actual.ravel())[0, 1]
+    assert pearson >= 0.995
+    assert 0.95 <= slope_through_origin(predicted[:, rows], actual) <= 1.05
+
+
+# ------------------------------------------------------------------ beyond linear models
+
+
+def tanh_network(theta: Tensor, x: Tensor) -> Tensor:
+    """The network of `problems.mlp`, written out: 3 inputs, 4 tanh units, 1 output."""
+    hidden = torch.tanh(x @ theta[:12].reshape(4, 3).T + theta[12:16])
+    return hidden @ theta[16:20] + theta[20]
+
+
+def tanh_objective(theta: Tensor, w: Tensor, *, renormalize: bool) -> Tensor:
+    x, y = problems.mlp().problem.data.take(torch.arange(40))
+    divisor = w.sum() if renormalize else len(w)
+    data = (w * (tanh_network(theta, x) - y) ** 2).sum() / divisor
+    return data + 0.5 * 0.05 * (theta**2).sum()
+
+
+def tanh_slope(theta: Tensor, w: Tensor, renormalize: bool) -> Tensor:
+    return torch.autograd.functional.jacobian(
+        lambda t: tanh_objective(t, w, renormalize=renormalize), theta
+    )
+
+
+def tanh_hessian(theta: Tensor, w: Tensor, renormalize: bool) -> Tensor:
+    return torch.autograd.functional.hessian(
+        lambda t: tanh_objective(t, w, renormalize=renormalize), theta
+    )
+
+
+def tanh_optimum(w: Tensor, renormalize: bool) -> Tensor:
+    theta = problems.mlp().problem.parameters
+    for _ in range(6):
+        slope = tanh_slope(theta, w, renormalize)
+        theta = theta - torch.linalg.solve(tanh_hessian(theta, w, renormalize), slope)
+    assert tanh_slope(theta, w, renormalize).norm() < 1e-12
+    return theta
+
+
+@CONVENTIONS
+def test_first_order_is_the_derivative_of_the_optimum_of_a_network(renormalize):
+    """Differences of step 1e-4 on a bent function: their error is about 1e-6."""
+    case = problems.mlp()
+    case = case.renormalized() if renormalize else case
+    actual = effects(case, Influence(Exact(matrix="hessian"), removal="first_order"))
+    for i in (0, 11, 39):
+        nudge = torch.zeros(40, dtype=torch.float64)
+        nudge[i] = 1e-4
+        up = tanh_network(tanh_optimum(1 + nudge, renormalize), case.queries[0])
+        down = tanh_network(tanh_optimum(1 - nudge, renormalize), case.queries[0])
+        expected = -(up - down) / 2e-4
+        assert_allclose(actual[:, i], expected, rtol=1e-5, atol=1e-6 * abs(actual).max())
+
+
+@CONVENTIONS
+def test_newton_on_a_network_takes_out_the_gauss_newton_part_of_the_example(renormalize):
+    case = problems.mlp()
+    case = case.renormalized() if renormalize else case
+    theta = case.problem.parameters
+    count = len(case.problem) - renormalize
+    x, y = case.problem.data.take(torch.arange(40))
+    jac = torch.autograd.functional.jacobian(lambda t: tanh_network(t, x), theta)
+    gradients = 2 * (tanh_network(theta, x) - y)[:, None] * jac
+    mean = gradients.mean(0) if renormalize else 0
+    eye = torch.eye(21).double()
+    data = tanh_hessian(theta, torch.ones(40).double(), False) - 0.05 * eye
+    full = 40 / count * data + 0.05 * eye
+    rows = [
+        torch.linalg.solve(full - 2 * torch.outer(j, j) / count, (g - mean) / count)
+        for j, g in zip(jac, gradients, strict=True)
+    ]
+    slopes = torch.autograd.functional.jacobian(lambda t: tanh_network(t, case.queries[0]), theta)
+    expected = (slopes @ torch.stack(rows).T).numpy()
+    actual = effects(case, Influence(Exact(matrix="hessian"), removal="newton"))
+    assert_allclose(actual, expected, rtol=1e-9, atol=1e-11 * abs(expected).max())
+
+
+# ------------------------------------------------------------------ leverage
+
+
+class Bent(nn.Module):
+    """f = x theta + 3/4 theta^2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.theta + 0.75 * self.theta**2
+
+
+def test_where_the_newton_step_does_not_exist_first_order_stands_and_is_counted():
+    """At theta = 0 the third example bends R downwards: H = (2 + 2 - 3) / 3 = 1/3.
+
+    Each of the first two has the leverage (2/3) / (1/3) = 2, so that without it R has no minimum.
+    """
+    x, y = torch.tensor([1.0, 1.0, 0.0]).double(), torch.tensor([0.1, -0.1, 1.0]).double()
+    problem = make_problem(Bent(), (x, y), loss="mse")
+    fitted = Influence(Exact(matrix="hessian"), removal="newton").fit(problem)
+    scores = fitted.scores((torch.ones(1).double(), torch.zeros(1).double()))
+    assert scores.report["leverage_fallbacks"] == 2
+    assert scores.report["largest_leverage"] == pytest.approx(2, rel=1e-12)
+    first_order = [-0.2, 0.2, 0.0]  # (1/3) * 1 * 3 * gradient of the loss
+    assert_allclose(scores.values[0], first_order, atol=1e-14)
+
+
+def test_examples_that_alone_carry_a_feature_have_no_wild_effects():
+    """Without decay their leverage is one and their residual zero: 0 / 0, but for rounding."""
+    random = np.random.default_rng(3)
+    x = np.hstack([random.standard_normal((20, 3)), np.zeros((20, 12))])
+    x[np.arange(12), np.arange(3, 15)] = random.uniform(0.1, 3, 12)
+    y = random.standard_normal(20)
+    model = nn.Linear(15, 1, bias=False).double()
+    model.weight.data[:] = torch.from_numpy(np.linalg.lstsq(x, y, rcond=None)[0])
+    problem = make_problem(model, (x, y), loss="mse")
+    scores = Influence("exact", removal="newton").fit(problem).scores((x[:12], y[:12]))
+    assert scores.report["largest_leverage"] == pytest.approx(1)
+    assert_allclose(scores.values[:, :12], 0, atol=1e-8)
+
+
+def test_leverages_of_a_convex_problem_stay_below_one():
+    scores = Influence("exact").fit(problems.multinomial().problem).scores(
+        problems.multinomial().queries
+    )
+    assert scores.report["leverage_fallbacks"] == 0
+    assert 0 < scores.report["largest_leverage"] < 1
+
+
+# ------------------------------------------------------------------ the choices
+
+
+def test_exact_conjugate_gradients_and_full_batch_lissa_agree():
+    case = problems.multinomial()
+    exact = effects(case, Influence("exact", removal="first_order"))
+    cg = effects(case, Influence(CG(tolerance=1e-11)))
+    lissa = effects(case, Influence(LiSSA(samples=None, depth=400)))
+    scale = abs(exact).max(1, keepdims=True)
+    assert (abs(cg - exact) <= 1e-6 * scale).all()
+    assert (abs(lissa - exact) <= 1e-4 * scale).all()
+
+
+def test_identity_is_the_dot_product_of_gradients():
+    case = problems.multinomial()
+    theta = case.oracle.optimum()
+    expected = case.measurement_gradients(theta) @ case.oracle.gradients(theta).T / 60
+    scores = Influence("identity").fit(case.problem).scores(case.queries)
+    assert_allclose(scores.values, expected, rtol=1e-9, atol=1e-14)
+    assert not scores.is_calibrated
+
+
+def test_auto_takes_newton_where_the_curvature_offers_leverage():
+    problem = problems.ridge().problem
+    assert Influence("exact").fit(problem).report["removal"] == "newton"
+    assert Influence(Identity()).fit(problem).report["removal"] == "first_order"
+
+
+def test_auto_stays_with_first_order_where_newton_costs_too_much(monkeypatch):
+    monkeypatch.setattr("whence.methods.influence.NEWTON_OPERATIONS", 10.0)
+    problem = problems.ridge().problem
+    assert Influence("exact").fit(problem).report["removal"] == "first_order"
+    assert Influence("exact", removal="newton").fit(problem).report["removal"] == "newton"
+
+
+@pytest.mark.parametrize("outputs", [3, 101])
+def test_newton_is_refused_with_its_reason(outputs, monkeypatch):
+    monkeypatch.setattr("whence.methods.influence.NEWTON_OUTPUTS", 2)
+    problem = problems.multinomial().problem
+    with pytest.raises(Unsupported, match="outputs"):
+        Influence("exact", removal="newton").fit(problem)
+    with pytest.raises(Unsupported, match="leverage"):
+        Influence("identity", removal="newton").fit(problem)
+
+
+def test_newton_without_anything_left_is_refused():
+    problem = problems.rearranged(problems.ridge(), torch.tensor([0]))
+    alone = replace(problem, renormalize=True)
+    with pytest.raises(Unsupported, match="nothing remains"):
+        Influence("exact", removal="newton").fit(alone)
+
+
+@pytest.mark.parametrize("option", [{"removal": "second"}, {"change": "big"}])
+def test_an_unknown_choice_is_refused(option):
+    with pytest.raises(BadArgument, match="choices"):
+        Influence(**option).fit(problems.ridge().problem)
+
+
+def test_an_unknown_curvature_is_refused():
+    with pytest.raises(UnknownName, match="exact"):
+        Influence("exakt").fit(problems.ridge().problem)
+
+
+# ------------------------------------------------------------------ what the scores say
+
+
+def test_the_baseline_is_the_measurement_as_trained():
+    case = problems.multinomial()
+    scores = Influence("exact").fit(case.problem).scores(case.queries)
+    assert_allclose(scores.baseline, case.measured(case.oracle.optimum()), rtol=1e-12)
+
+
+def test_the_report_tells_how_far_the_model_is_from_its_optimum():
+    case = problems.logistic()
+    moved = case.problem.at(case.problem.parameters + 0.1)
+    theta = case.oracle.optimum() + 0.1
+    expected = np.linalg.norm(case.oracle.gradient(theta, np.ones(60)))
+    report = Influence("exact").fit(moved).scores(case.queries).report
+    assert report["gradient_norm"] == pytest.approx(expected, rel=1e-10)
+
+
+def test_scores_know_their_examples_and_where_they_come_from():
+    case = problems.logistic()
+    scores = Influence("exact").fit(case.problem).scores(case.queries)
+    assert scores.values.shape == (6, 60)
+    assert scores.values.dtype == np.float64
+    assert list(scores.train_ids) == list(case.problem.data.ids)
+    assert scores.report["fingerprint"]["data"] == case.problem.fingerprint()["data"]
+    assert scores.report["parameters_covered"] == scores.report["parameters_total"] == 5
