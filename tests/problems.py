@@ -418,9 +418,7 @@ def selecting() -> Case:
 def _branches(kind: Callable[[], nn.Module]) -> Case:
     random, x = _inputs(14, 19, 3)
     y = random.integers(0, 2, 19)
-    problem = make_problem(
-        _seeded(kind), (x[:15], y[:15]), loss="cross_entropy", weight_decay=0.1
-    )
+    problem = make_problem(_seeded(kind), (x[:15], y[:15]), loss="cross_entropy", weight_decay=0.1)
     return Case(problem, (torch.from_numpy(x[15:]), torch.from_numpy(y[15:])))
 
 

@@ -50,7 +50,8 @@ def test_a_child_is_the_class_that_its_file_defines_and_not_one_it_imports(shape
 
 def test_a_new_file_is_found_by_itself(shapes):
     folder = Path(shapes.__path__[0])
-    (folder / "arc.py").write_text("from shapes_of_a_test.base import Shape\nclass Arc(Shape): ...\n")
+    source = "from shapes_of_a_test.base import Shape\nclass Arc(Shape): ...\n"
+    (folder / "arc.py").write_text(source)
     base = import_module("shapes_of_a_test.base").Shape
     assert discovery.names(shapes) == ("arc", "circle", "square")
     assert discovery.child(shapes, "arc", base).__name__ == "Arc"

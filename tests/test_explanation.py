@@ -10,7 +10,7 @@ import problems
 from whence import explanation
 from whence.curvature.cg import CG
 from whence.curvature.exact import Exact
-from whence.errors import Stale, UnknownName, WhenceError
+from whence.errors import Stale, UnknownName
 from whence.explanation import choose, exact_cost, explain, fit
 from whence.methods.influence import Influence
 
@@ -85,9 +85,7 @@ def changed(change: str) -> object:
     return replace(problem, loss=replace(problem.loss, function=lambda f, y: f[:, 0]))
 
 
-@pytest.mark.parametrize(
-    "change", ["parameters", "data", "convention", "weights", "decay", "loss"]
-)
+@pytest.mark.parametrize("change", ["parameters", "data", "convention", "weights", "decay", "loss"])
 def test_a_method_that_was_fitted_to_something_else_is_refused(change):
     """Every part of the equation: with another one the effects are others."""
     fitted = fit(problems.multinomial().problem)
@@ -115,13 +113,9 @@ def test_unknown_methods_are_refused_with_all_names(method):
         fit(problems.multinomial().problem, method)
 
 
-@pytest.mark.parametrize("name", ["tied", "tokens", "conv", "mlp", "branching"])
-def test_every_small_model_gets_finite_scores_or_an_error_that_says_what_to_do(name):
+@pytest.mark.parametrize("name", ["tied", "tokens", "conv", "mlp", "mlp_untrained", "branching"])
+def test_every_small_network_is_explained_without_a_word_of_configuration(name):
     case = problems.ALL[name]()
-    try:
-        scores = explain(case.problem, case.queries)
-    except WhenceError as error:
-        assert error.remedy
-    else:
-        assert np.isfinite(scores.values).all()
-        assert scores.values.any()
+    scores = explain(case.problem, case.queries)
+    assert np.isfinite(scores.values).all()
+    assert scores.values.any()

@@ -2,6 +2,8 @@
 
 import io
 import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -14,13 +16,19 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """A terminal on which every loop has already taken too long."""
-    screen = Terminal()
-    monkeypatch.setattr("sys.stderr", screen)
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loop has already taken too long."""
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
-    return screen
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def shown(loops: Callable[[], object]) -> str:
+    """What a terminal gets to see while the loops run."""
+    screen = Terminal()
+    with redirect_stderr(screen):  # pytest has its own once the fixtures are made
+        loops()
+    return screen.getvalue()
 
 
 def slowly(count: int):
@@ -30,68 +38,79 @@ def slowly(count: int):
 
 
 @pytest.mark.parametrize("items", [[1, 2, 3], (), range(4), "abc"])
-def test_the_items_are_the_same_with_and_without_a_bar(items, terminal):
-    assert list(track(items, "Working")) == list(items)
-    with quiet():
+def test_the_items_are_the_same_with_and_without_a_bar(items):
+    def loops() -> None:
         assert list(track(items, "Working")) == list(items)
+        with quiet():
+            assert list(track(items, "Working")) == list(items)
+
+    loops()
+    shown(loops)
 
 
-def test_piped_output_stays_clean(monkeypatch, capfd):
-    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+def test_piped_output_stays_clean(capfd):
     assert list(track(slowly(5), "Working", total=5)) == [0, 1, 2, 3, 4]
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_terminal_shows_what_is_being_done(terminal):
-    list(track(slowly(5), "Solving", total=5))
-    assert "Solving" in terminal.getvalue()
+def test_a_terminal_shows_what_is_being_done():
+    assert "Solving" in shown(lambda: list(track(slowly(5), "Solving", total=5)))
 
 
-def test_nothing_is_shown_before_patience_ends(terminal, monkeypatch):
+def test_nothing_at_all_is_written_before_patience_ends(monkeypatch):
+    """Not even the codes that hide the cursor or clear the line."""
     monkeypatch.setattr(progress, "PATIENCE", 60.0)
-    list(track(slowly(5), "Solving"))
-    assert "Solving" not in terminal.getvalue()
+    assert shown(lambda: list(track(slowly(5), "Solving"))) == ""
 
 
-def test_nothing_is_shown_inside_quiet(terminal):
-    with quiet():
-        list(track(slowly(5), "Solving"))
-    assert terminal.getvalue() == ""
-    list(track(slowly(5), "Scoring"))
-    assert "Scoring" in terminal.getvalue()
+def test_nothing_is_shown_inside_quiet():
+    def loops() -> None:
+        with quiet():
+            list(track(slowly(5), "Solving"))
+        list(track(slowly(5), "Scoring"))
+
+    found = shown(loops)
+    assert "Solving" not in found
+    assert "Scoring" in found
 
 
-def test_quiet_ends_with_its_block_even_after_an_error(terminal):
+def test_quiet_ends_with_its_block_even_after_an_error():
     with pytest.raises(ValueError, match="stop"), quiet():
         raise ValueError("stop")
-    list(track(slowly(5), "Solving"))
-    assert "Solving" in terminal.getvalue()
+    assert "Solving" in shown(lambda: list(track(slowly(5), "Solving")))
 
 
-def test_a_bar_inside_a_bar_is_not_drawn(terminal):
-    for _ in track(slowly(3), "Outer", total=3):
-        assert list(track(slowly(3), "Inner", total=3)) == [0, 1, 2]
-    assert "Outer" in terminal.getvalue()
-    assert "Inner" not in terminal.getvalue()
+def test_a_bar_inside_a_bar_is_not_drawn():
+    def loops() -> None:
+        for _ in track(slowly(3), "Outer", total=3):
+            assert list(track(slowly(3), "Inner", total=3)) == [0, 1, 2]
+
+    found = shown(loops)
+    assert "Outer" in found
+    assert "Inner" not in found
 
 
-def test_a_loop_that_was_left_early_does_not_silence_the_next(terminal):
-    for item in track(slowly(5), "First", total=5):
-        if item == 2:
-            break
-    list(track(slowly(5), "Second", total=5))
-    assert "Second" in terminal.getvalue()
+def test_a_loop_that_was_left_early_does_not_silence_the_next():
+    def loops() -> None:
+        for item in track(slowly(5), "First", total=5):
+            if item == 2:
+                break
+        list(track(slowly(5), "Second", total=5))
+
+    assert "Second" in shown(loops)
 
 
-def test_an_error_in_the_loop_reaches_the_caller_and_the_terminal_recovers(terminal):
+def test_an_error_in_the_loop_reaches_the_caller_and_the_next_bar_is_drawn():
     def broken():
         yield 1
         raise RuntimeError("broken")
 
-    with pytest.raises(RuntimeError, match="broken"):
-        list(track(broken(), "First"))
-    list(track(slowly(3), "Second"))
-    assert "Second" in terminal.getvalue()
+    def loops() -> None:
+        with pytest.raises(RuntimeError, match="broken"):
+            list(track(broken(), "First"))
+        list(track(slowly(3), "Second"))
+
+    assert "Second" in shown(loops)
 
 
 def test_loops_are_lazy():

@@ -164,9 +164,7 @@ def test_gradients_of_default_measurements_are_those_written_out(name):
     case = CONVEX[name]()
     theta = case.oracle.optimum()
     measured = make_measurement(None, case.problem.loss)
-    _, rows = measurement_gradients(
-        case.problem, measured, case.problem.queries(case.queries)
-    )
+    _, rows = measurement_gradients(case.problem, measured, case.problem.queries(case.queries))
     assert_allclose(rows, case.oracle.flat(case.measurement_gradients(theta)), atol=1e-12)
 
 
@@ -206,16 +204,17 @@ class Root(nn.Module):
         return (x @ self.w).abs().sqrt()
 
 
-@pytest.mark.parametrize("how", ["gradients", "inner"])
-def test_a_gradient_that_is_no_number_names_the_example(how):
+@pytest.mark.parametrize(
+    "derive",
+    [gradients, lambda problem, batch: inner(problem, torch.ones(1, 2).double(), batch)],
+    ids=["gradients", "inner"],
+)
+def test_a_gradient_that_is_no_number_names_the_example(derive):
     x = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, -1.0]]).double()
     ids = ["first", "second", "third"]
     problem = make_problem(Root(), (x, torch.ones(3).double()), loss="mse", ids=ids)
     with pytest.raises(NonFinite, match="third"):
-        if how == "gradients":
-            gradients(problem, whole(problem))
-        else:
-            inner(problem, torch.ones(1, 2).double(), whole(problem))
+        derive(problem, whole(problem))
 
 
 # ------------------------------------------------------------------ inputs

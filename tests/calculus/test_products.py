@@ -150,7 +150,9 @@ def test_base_weights_weigh_the_examples(kind):
 @KINDS
 def test_a_further_penalty_enters_with_its_own_hessian(kind):
     case = problems.multinomial()
-    regularizer = replace(case.problem.regularizer, function=lambda named: named["weight"].pow(4).sum())
+    regularizer = replace(
+        case.problem.regularizer, function=lambda named: named["weight"].pow(4).sum()
+    )
     bent = replace(case.problem, regularizer=regularizer)
     extra = CurvatureMatrix(bent, kind).dense() - CurvatureMatrix(case.problem, kind).dense()
     expected = torch.zeros(15).double()
@@ -162,6 +164,4 @@ def test_a_further_penalty_enters_with_its_own_hessian(kind):
 def test_products_do_not_need_the_slow_way_or_the_fast_way(kind):
     slow, fast = problems.branching().problem, problems.selecting().problem
     v = vectors(slow)
-    assert_allclose(
-        CurvatureMatrix(slow, kind)(v), CurvatureMatrix(fast, kind)(v), atol=1e-12
-    )
+    assert_allclose(CurvatureMatrix(slow, kind)(v), CurvatureMatrix(fast, kind)(v), atol=1e-12)

@@ -215,6 +215,6 @@ def test_a_target_is_split_off_the_end():
 
 def test_tensors_on_another_device_are_not_moved_behind_the_back():
     data = make_data((X.to("meta"), Y.to("meta")))
-    with pytest.raises(DeviceMismatch, match="cpu.*meta"):
+    with pytest.raises(DeviceMismatch, match=r"cpu.*meta"):
         check_device(data, torch.device("cpu"))
     check_device(make_data((X, Y)), torch.device("cpu"))

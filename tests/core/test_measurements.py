@@ -76,7 +76,12 @@ def test_the_margin_is_finite_where_the_probability_is_one():
 
 @pytest.mark.parametrize(
     ("task", "name"),
-    [("classes", "margin"), ("binary", "margin"), ("signed", "margin"), ("regression", "prediction")],
+    [
+        ("classes", "margin"),
+        ("binary", "margin"),
+        ("signed", "margin"),
+        ("regression", "prediction"),
+    ],
 )
 def test_the_default_depends_on_the_task(task, name):
     found = make_measurement(None, make_loss(LOSS_OF[task]))
@@ -127,7 +132,7 @@ def test_unknown_names_get_a_suggestion():
      ("classes", "prediction")],
 )  # fmt: skip
 def test_a_measurement_without_meaning_names_those_that_have_one(task, name):
-    with pytest.raises(Unsupported, match="there are: .*loss"):
+    with pytest.raises(Unsupported, match=r"there are: .*loss"):
         make_measurement(name, make_loss(LOSS_OF[task]))
 
 

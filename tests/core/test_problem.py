@@ -31,7 +31,9 @@ X = torch.arange(24.0).reshape(8, 3) / 10
 Y = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1])
 
 
-def logistic_problem(model: nn.Module | None = None, data: object = None, **options: Any) -> Problem:
+def logistic_problem(
+    model: nn.Module | None = None, data: object = None, **options: Any
+) -> Problem:
     options = {"loss": "cross_entropy"} | options
     return make_problem(model or nn.Linear(3, 2), (X, Y) if data is None else data, **options)
 
@@ -333,7 +335,7 @@ def test_queries_without_labels_get_the_answer_of_the_model(name, answer: Callab
     [
         (X[:2, :2], BadData, r"\(2,\), a training example \(3,\)"),
         (X[0], BadData, "leading axis"),
-        ((X[:2], X[:2], Y[:2]), BadData, r"\(3,\), \(3,\)"),
+        ((X[:2], X[:2], Y[:2]), BadData, r"\(3,\), \[1\] \(3,\)"),
         ({"x": X[:2], "y": Y[:2], "z": X[:2]}, BadData, "shape"),
         ((X[:2] / 0, Y[:2]), NonFinite, "Query 0"),
         ((X[:2], torch.tensor([0, 2])), BadData, "Example 1 has the label 2"),

@@ -54,9 +54,7 @@ def test_states_may_hold_buffers_and_parameters_that_were_not_chosen():
     """A state_dict has more in it than the parameters of the problem."""
     conv = problems.conv().problem
     inputs, targets = conv.data.take(torch.arange(24))
-    problem = make_problem(
-        conv.model, (inputs, targets), loss="cross_entropy", parameters="head.*"
-    )
+    problem = make_problem(conv.model, (inputs, targets), loss="cross_entropy", parameters="head.*")
     state = conv.model.state_dict()
     training = CallableTraining(lambda weights, seed: state)
     found = training.retrain(problem, torch.ones(1, 24))

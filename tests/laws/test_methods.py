@@ -164,11 +164,8 @@ def test_scaling_the_measurement_scales_the_effects(name, case):
     )
 
 
-@NAMES
-def test_effects_of_linear_measurements_add_up(name):
-    """m1 + m2 of one query: a method that is linear in the measurement adds its effects."""
-    if name.endswith("finite"):
-        pytest.skip("a finite change is not linear in the measurement")
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("finite")])
+def test_effects_on_a_sum_of_measurements_are_sums_of_effects(name):
     case = case_of("multinomial")
     parts: list[Callable[[Tensor, Tensor], Tensor]] = [
         lambda outputs, targets: outputs[:, 0],

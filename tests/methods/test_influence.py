@@ -242,8 +242,10 @@ def test_examples_that_alone_carry_a_feature_have_no_wild_effects():
 
 
 def test_leverages_of_a_convex_problem_stay_below_one():
-    scores = Influence("exact").fit(problems.multinomial().problem).scores(
-        problems.multinomial().queries
+    scores = (
+        Influence("exact")
+        .fit(problems.multinomial().problem)
+        .scores(problems.multinomial().queries)
     )
     assert scores.report["leverage_fallbacks"] == 0
     assert 0 < scores.report["largest_leverage"] < 1

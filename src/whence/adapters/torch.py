@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class TorchAdapter(Adapter):
             name=options.name or type(model).__name__,
             display=options.display,
             label_names=options.label_names,
+            read=partial(make_data, target=options.target),
         )
 
 

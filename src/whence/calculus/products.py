@@ -72,10 +72,7 @@ class CurvatureMatrix:
 
     def dense(self) -> Tensor:
         """The whole matrix (P, P) in float64."""
-        if self.kind == "ggn":
-            matrix = self._dense_ggn()
-        else:
-            matrix = self._dense_by_columns()
+        matrix = self._dense_ggn() if self.kind == "ggn" else self._dense_by_columns()
         return (matrix + matrix.T) / 2
 
     def _dense_by_columns(self) -> Tensor:
@@ -171,7 +168,7 @@ def _ggn_product(problem: Problem, vectors: Tensor, batch: Batch) -> Tensor:
         return back(_examples_last(bent))[0]
 
     with torch.no_grad(), StackedLinear():
-        values, back = vjp(function, problem.parameters)
+        values, back = vjp(function, problem.parameters)[:2]
         return vmap(lambda v: one(v, values, back))(vectors)
 
 

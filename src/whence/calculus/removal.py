@@ -64,8 +64,9 @@ class Removal:
             leverage: (B, C, C) K_i.
 
         Returns:
-            (K, B) effects, and (B,) the largest eigenvalue of S_i K_i / D. Where that reaches one
-            A_i is not positive definite, the step does not exist, and first order stands instead.
+            (K, B) effects, and (B,) the largest eigenvalue of S_i K_i / D. Where that reaches one,
+            up to rounding, A_i is not positive definite and first order stands instead of a step
+            that does not exist.
         """
         pull = residuals(self.problem, batch) * batch.weights[:, None]  # (B, C)
         bend = output_hessians(self.problem, batch) * batch.weights[:, None, None]  # (B, C, C)
@@ -77,7 +78,8 @@ class Removal:
             drift = drift - outputs(self.problem, self.solved_mean, batch)[0]
         system = self.divisor * torch.eye(pull.shape[1]).to(bend) - bend @ leverage
         shares = _largest_eigenvalue(bend, leverage) / self.divisor
-        is_possible = shares < 1
+        # Rounding cannot tell a leverage of one, where the step is 0 / 0, from one just below it.
+        is_possible = shares < 1 - torch.finfo(shares.dtype).eps ** 0.5
         system = torch.where(is_possible[:, None, None], system, torch.eye(pull.shape[1]).to(bend))
         force = torch.einsum("bcd,bd->bc", bend, drift / self.divisor) * is_possible[:, None]
         step = torch.linalg.solve(system, force)  # (B, C)

@@ -11,30 +11,29 @@ from typing import Any
 
 import click
 
-from whence.cli.answers import Answer, AnswerCommand, quiet_option
+from whence.cli.answers import Answer, AnswerCommand, Guide, quiet_option
 from whence.version import __version__
 
-PROBLEM_HELP = "The problem, as file.py:name or module:name."
-_folder = click.Path(file_okay=False, path_type=Path)
+_path = click.Path(path_type=Path)
 
 
 @click.group(
+    cls=Guide,
+    examples=(
+        "whence demo                                            a tour, in under a minute",
+        "whence explain train.py:problem --query queries.npz    your own model",
+        "whence verify runs/why                                 how far to believe it",
+    ),
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every command takes --help, and --json for programs. Exit codes: 0 done, 1 refused "
     "with a reason, 2 wrong usage, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="whence")
 def main() -> None:
-    r"""Which training examples made the model say that?
+    """Which training examples made the model say that?
 
     whence traces a prediction back to the training data, in the unit of the prediction, and
     checks itself by training again.
-
-    \b
-    Start here:
-      whence demo                                            a tour, in under a minute
-      whence explain train.py:problem --query queries.npz    your own model
-      whence verify runs/why                                 how far to believe it
 
     A PROBLEM is written file.py:name, and names what whence.make_problem(model, data, ...)
     returned, or a function that returns it. QUERIES are an .npz file with the arrays x and y, or
@@ -45,19 +44,19 @@ def main() -> None:
             stream.reconfigure(errors="replace")
 
 
-@main.command(cls=AnswerCommand)
+@main.command(cls=AnswerCommand, examples=("whence demo",))
 @click.option(
-    "--out", type=_folder, default=Path("runs/demo"), show_default=True, help="Folder of the run."
+    "--out",
+    type=_path,
+    metavar="FOLDER",
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder of the run.",
 )
 @click.option("--examples", type=click.IntRange(min=2), help="Retrainings that verify it.")
 @quiet_option
 def demo(out: Path, examples: int | None) -> Answer:
-    r"""A tour on handwritten digits: train, explain, verify, report.
-
-    \b
-    Example:
-      whence demo
-    """
+    """A tour on handwritten digits: train, explain, verify, report."""
     from whence import demo as tour
     from whence.cli import tables
 
@@ -65,7 +64,13 @@ def demo(out: Path, examples: int | None) -> Answer:
     return _explained(story, tables.overview(story), out)
 
 
-@main.command(cls=AnswerCommand)
+@main.command(
+    cls=AnswerCommand,
+    examples=(
+        "whence explain train.py:problem --query queries.npz",
+        "whence explain train.py:problem --query train.py:queries --verify 32 --out runs/why",
+    ),
+)
 @click.argument("problem")
 @click.option(
     "--query",
@@ -86,7 +91,9 @@ def demo(out: Path, examples: int | None) -> Answer:
     metavar="N",
     help="Also train again without N of the training examples, one at a time.",
 )
-@click.option("--out", type=_folder, help="Write a run folder with scores, story and report.")
+@click.option(
+    "--out", type=_path, metavar="FOLDER", help="Write a run folder with scores, story and report."
+)
 @quiet_option
 def explain(
     problem: str,
@@ -97,13 +104,7 @@ def explain(
     examples: int | None,
     out: Path | None,
 ) -> Answer:
-    r"""Effect of removing each training example on each query.
-
-    \b
-    Examples:
-      whence explain train.py:problem --query queries.npz
-      whence explain train.py:problem --query train.py:queries --verify 32 --out runs/why
-    """
+    """Effect of removing each training example on each query."""
     import whence
     from whence.cli import tables
     from whence.cli.references import absolute, load_problem, load_queries
@@ -121,8 +122,8 @@ def explain(
     return _explained(story, tables.explanation(story), out)
 
 
-@main.command(cls=AnswerCommand)
-@click.argument("run", type=_folder)
+@main.command(cls=AnswerCommand, examples=("whence verify runs/why --examples 50",))
+@click.argument("run", type=_path)
 @click.option("--problem", help="Where the problem is now, if not where the run says.")
 @click.option(
     "--examples",
@@ -132,14 +133,10 @@ def explain(
 @click.option("--seed", type=int, help="Of the choice of these examples.")
 @quiet_option
 def verify(run: Path, problem: str | None, examples: int | None, seed: int | None) -> Answer:
-    r"""Train again, and compare with what was predicted.
+    """Train again, and compare with what was predicted.
 
     Some training examples are left out, one at a time. The verdict is written into the scores,
     the story and the report of the run.
-
-    \b
-    Example:
-      whence verify runs/why --examples 50
     """
     import whence
     from whence.cli import tables
@@ -159,21 +156,17 @@ def verify(run: Path, problem: str | None, examples: int | None, seed: int | Non
     return _explained(story, tables.verification(story), run)
 
 
-@main.command(cls=AnswerCommand)
-@click.argument("run", type=_folder)
+@main.command(cls=AnswerCommand, examples=("whence report runs/why --out why.html",))
+@click.argument("run", type=_path)
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=_path,
+    metavar="FILE",
     help="The file to write; by default report.html in the run.",
 )
 @quiet_option
 def report(run: Path, out: Path | None) -> Answer:
-    r"""Draw the report of a run again, as one HTML file.
-
-    \b
-    Example:
-      whence report runs/why --out why.html
-    """
+    """Draw the report of a run again, as one HTML file."""
     from whence.cli.runs import STORY, open_run, render_again
     from whence.report import render
     from whence.store import write_atomically
@@ -186,7 +179,9 @@ def report(run: Path, out: Path | None) -> Answer:
     return Answer({"report": str(out)}, path=out)
 
 
-@main.command(cls=AnswerCommand)
+@main.command(
+    cls=AnswerCommand, examples=("whence preflight train.py:problem --query queries.npz",)
+)
 @click.argument("problem")
 @click.option(
     "--query",
@@ -199,13 +194,9 @@ def report(run: Path, out: Path | None) -> Answer:
 def preflight(
     problem: str, queries: str | None, measurement: str | None, method: str | None
 ) -> Answer:
-    r"""What an explanation will take, before any cost.
+    """What an explanation will take, before any cost.
 
     The method and why, memory, disk, time, and which parameters are covered.
-
-    \b
-    Example:
-      whence preflight train.py:problem --query queries.npz
     """
     import whence
     from whence.cli import tables
@@ -217,14 +208,9 @@ def preflight(
     return Answer(plan.to_json(), [tables.facts(plan.rows())])
 
 
-@main.command(cls=AnswerCommand)
+@main.command(cls=AnswerCommand, examples=("whence methods",))
 def methods() -> Answer:
-    r"""The names that --method takes.
-
-    \b
-    Example:
-      whence methods
-    """
+    """The names that --method takes."""
     from whence.cli import tables
     from whence.methods import make_method, names
 

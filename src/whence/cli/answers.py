@@ -39,13 +39,31 @@ class Answer:
     path: object = None
 
 
-class AnswerCommand(click.Command):
-    """A command that returns an `Answer`, and so knows `--json`."""
+class Guide(click.Group):
+    """The group of all commands, whose help begins with examples."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str], **options: Any) -> None:
         super().__init__(*args, **options)
+        self.examples = examples
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What it is for, and how to start."""
+        super().format_help_text(ctx, formatter)
+        _write_examples(formatter, "Start here", self.examples)
+
+
+class AnswerCommand(click.Command):
+    """A command that returns an `Answer`, and so knows `--json`; its help ends with examples."""
+
+    def __init__(self, *args: Any, examples: Sequence[str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.examples = examples
         told = "Print one JSON document and nothing else."
         self.params.append(click.Option(["--json", "is_json"], is_flag=True, help=told))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lines that can be copied."""
+        _write_examples(formatter, "Example", self.examples)
 
     def invoke(self, ctx: click.Context) -> None:
         """Runs the command and prints its answer, or why there is none."""
@@ -70,6 +88,13 @@ class AnswerCommand(click.Command):
                 return super().invoke(ctx)
             with progress.quiet():
                 return super().invoke(ctx)
+
+
+def _write_examples(formatter: click.HelpFormatter, title: str, examples: Sequence[str]) -> None:
+    """Each on a line of its own, however narrow the terminal is."""
+    with formatter.section(title):
+        for example in examples:
+            formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
 
 def quiet_option(command: Any) -> Any:

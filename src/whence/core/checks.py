@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from whence.core.batches import Batch, Tree, check_device
 from whence.errors import BadData, NonFinite, NotDeterministic, NotPerExample, TrainMode
@@ -57,11 +57,11 @@ def check_query_shapes(problem: "Problem", inputs: Tree) -> None:
         BadData: the structure or a shape differs.
         NonFinite: NaN or infinity in a query.
     """
-    expected = tree_leaves(problem.batch(torch.arange(1)).inputs)
-    got = tree_leaves(inputs)
-    is_alike = len(expected) == len(got) and all(
-        a.ndim == b.ndim and (a.shape[1:] == b.shape[1:] or not a.is_floating_point())
-        for a, b in zip(expected, got, strict=True)
+    expected, got = _named(problem.batch(torch.arange(1)).inputs), _named(inputs)
+    is_alike = expected.keys() == got.keys() and all(
+        a.ndim == got[name].ndim
+        and (a.shape[1:] == got[name].shape[1:] or not a.is_floating_point())
+        for name, a in expected.items()
     )
     if not is_alike:
         raise BadData(
@@ -70,7 +70,7 @@ def check_query_shapes(problem: "Problem", inputs: Tree) -> None:
             remedy="Prepare the queries like the training data; a single example needs a "
             "leading axis, as in X[0:1].",
         )
-    _refuse_non_finite(inputs, "Query", range(len(got[0])))
+    _refuse_non_finite(inputs, "Query", range(len(next(iter(got.values())))))
 
 
 def _random_or_mixing(module: nn.Module) -> str:
@@ -84,11 +84,18 @@ def _random_or_mixing(module: nn.Module) -> str:
 
 
 def _names(problem: "Problem", batch: Batch) -> Sequence[Any]:
-    return problem.data.ids[batch.positions.numpy()]
+    return problem.data.ids[batch.positions.numpy()].tolist()
 
 
-def _shapes(leaves: list[Tensor]) -> str:
-    return ", ".join(str(tuple(leaf.shape[1:])) for leaf in leaves)
+def _named(inputs: Tree) -> dict[str, Tensor]:
+    """The input tensors by their key or place."""
+    leaves, _ = tree_flatten_with_path(inputs)
+    return {keystr(path): leaf for path, leaf in leaves}
+
+
+def _shapes(named: dict[str, Tensor]) -> str:
+    """Shapes of one example, as in "['tokens'] (9,)"."""
+    return ", ".join(f"{key} {tuple(x.shape[1:])}".strip() for key, x in named.items())
 
 
 def _refuse_non_finite(tree: Tree, what: str, names: Sequence[Any]) -> None:
@@ -110,7 +117,7 @@ def _check_targets(problem: "Problem", batch: Batch, outputs: Tensor) -> None:
         problem.loss.check_targets(batch.targets, outputs, names=_names(problem, batch))
     elif problem.loss.task != "unknown":
         raise BadData(
-            found=f"The training data has no targets, and the loss {problem.loss.name!r} needs them.",
+            found=f"The training data has no targets; the loss {problem.loss.name!r} needs them.",
             why="Without targets there is no loss to take the gradient of.",
             remedy='Pass (inputs, targets), or name the entry of a dict with target="...".',
         )

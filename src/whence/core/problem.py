@@ -182,7 +182,7 @@ class Problem:
         inputs, targets = self.data.take(positions)
         return Batch(
             inputs=self._prepare(inputs),
-            targets=None if targets is None else self._prepare(targets),
+            targets=None if targets is None else self._prepare_targets(targets),
             positions=positions,
             weights=self.weights[positions.to(self.weights.device)],
         )
@@ -234,8 +234,8 @@ class Problem:
         are_labelled = targets is not None
         if targets is None:
             targets = predicted_targets(outputs, self.loss)
-        targets = self._prepare(targets)
-        self.loss.check_targets(targets, outputs, names=data.ids)
+        targets = self._prepare_targets(targets)
+        self.loss.check_targets(targets, outputs, names=data.ids.tolist())
         displays = self._displays(data, targets) if isinstance(data, PreparedData) else ()
         return Queries(inputs, targets, data.ids, are_labelled, displays)
 
@@ -244,13 +244,17 @@ class Problem:
         return tuple(self.show_query(data.example(row), targets[row]) for row in rows)
 
     def _prepare(self, tree: Tree) -> Tree:
-        """Moves to the device; floats take the model's dtype, integers become int64."""
+        """Moves to the device; floats take the model's dtype, integers int64, booleans stay."""
 
         def convert(leaf: Tensor) -> Tensor:
-            dtype = self.dtype if leaf.is_floating_point() else torch.int64
-            return leaf.to(device=self.device, dtype=dtype)
+            whole = leaf.dtype if leaf.dtype == torch.bool else torch.int64
+            return leaf.to(self.device, self.dtype if leaf.is_floating_point() else whole)
 
         return tree_map(convert, tree)
+
+    def _prepare_targets(self, targets: Tensor) -> Tensor:
+        """As inputs, but True and False are the labels 1 and 0."""
+        return self._prepare(targets.long() if targets.dtype == torch.bool else targets)
 
     # ------------------------------------------------------- checking and retraining
 
@@ -283,11 +287,9 @@ class Problem:
         """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in self.batches():
-            w = (
-                batch.weights
-                if weights is None
-                else batch.weights * weights[batch.positions].to(self.device)
-            )
+            w = batch.weights
+            if weights is not None:
+                w = w * weights[batch.positions].to(self.device)
             total += (w * self.losses(parameters, batch)).double().sum()
         return total / self.total_weight(weights) + self.penalty(parameters).double()
 

@@ -66,16 +66,11 @@ class CallableTraining(Training):
     Args:
         function: `function(weights (N,), seed) -> module, state dict or flat tensor`. It must
             start as the original training did and weight example i's loss by weights[i].
-        repeats_exactly: True if the seed changes nothing.
+        is_deterministic: True if the seed changes nothing.
     """
 
     function: Callable[[Tensor, int], object]
-    repeats_exactly: bool = False
-
-    @property
-    def is_deterministic(self) -> bool:
-        """Whether the seed changes nothing."""
-        return self.repeats_exactly
+    is_deterministic: bool = False  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride, reportAssignmentType]
 
     @property
     def name(self) -> str:

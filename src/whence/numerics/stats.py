@@ -78,10 +78,10 @@ def bootstrap_interval(
             remedy="Take for example level=0.95, draws=1000.",
         )
     x, y = (np.atleast_2d(array) for array in _pair(predicted, actual))
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     found: list[float] = []
     for _ in range(draws):
-        columns = random.integers(0, x.shape[1], x.shape[1])
+        columns = generator.integers(0, x.shape[1], x.shape[1])
         found.append(median(statistic(x[:, columns], y[:, columns])))
     numbers = np.asarray(found)
     numbers = numbers[np.isfinite(numbers)]
@@ -149,9 +149,9 @@ def spread(values: ArrayLike, count: int, *, seed: int = 0) -> NDArray[np.int64]
         return order
     if count <= 2:
         return order[[-1, 0][:count]][::-1]
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     strata = np.array_split(order[1:-1], count - 2)
-    inner = [int(random.choice(stratum)) for stratum in strata]
+    inner = [int(generator.choice(stratum)) for stratum in strata]
     return np.array([order[0], *inner, order[-1]], dtype=np.int64)
 
 

@@ -85,7 +85,7 @@ class Layout:
                     why="Parameters are matched by name and shape.",
                     remedy=f"Give one tensor for each of: {', '.join(self.names)}.",
                 )
-            pieces.append(tensor.flatten(tensor.ndim - len(shape)))
+            pieces.append(tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], shape.numel()))
         return torch.cat(pieces, dim=-1)
 
 
