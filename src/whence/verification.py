@@ -83,6 +83,12 @@ def verify(
         BadArgument: fewer than two examples, or a query, id or measurement that does not exist.
     """
     started = time.monotonic()
+    if repeats < 1:
+        raise BadArgument(
+            found=f"repeats={repeats}.",
+            why="The noise of a training shows only when it is repeated with another seed.",
+            remedy="Give 1 or more; 2 is the default.",
+        )
     _check_origin(problem, scores)
     rows = _rows(scores, queries)
     columns = _columns(scores, rows, examples, seed)
@@ -105,7 +111,7 @@ def verify(
         seed=seed,
         seconds=time.monotonic() - started,
         warnings=(
-            *_jumps(how, retrained),
+            *_strays(retrained),
             *_drift(bench, retrained, scores.baseline[rows], actual),
         ),
     )
@@ -245,9 +251,14 @@ class Verification:
             f", in the median of {len(self.query_ids)} queries" if len(self.query_ids) > 1 else "",
             f": {self.verdict}.",
         ]
+        if self.examples < FEWEST:
+            words.append(f" It takes at least {FEWEST} to tell chance from agreement.")
+        elif math.isnan(value):
+            words.append(" Predicted or actual effects do not vary.")
         if self.noise_ceiling < 0.99:
             words.append(
-                f" The training is noisy: true effects would reach {_number(self.noise_ceiling)}."
+                f" The training is noisy: even true effects would correlate at only "
+                f"{_number(self.noise_ceiling)}."
             )
         return "".join(words)
 
@@ -564,16 +575,14 @@ def _check_baseline(bench: Bench, baseline: Array) -> None:
 # ------------------------------------------------------------------------- warnings
 
 
-def _jumps(training: Training, retrained: Retrained) -> list[str]:
+def _strays(retrained: Retrained) -> list[str]:
     """Tells of retrainings that ended in another optimum."""
-    theta = retrained.parameters
-    moved = (theta[1:] - theta[0]).norm(dim=1)
-    count = int((moved > 30 * moved.median()).sum())
-    if count == 0 or not training.is_deterministic:
+    count = retrained.report.get("strayed", 0)
+    if count == 0:
         return []
     return [
-        f"{count} of {len(moved)} retrainings moved the parameters more than thirty times as far "
-        "as usual: the optimum is so shallow that one example decides between it and another."
+        f"{count} of {len(retrained.parameters) - 1} retrainings ended in another optimum: this one "
+        "is so shallow that a single example holds the model in it."
     ]
 
 

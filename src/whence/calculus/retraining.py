@@ -58,6 +58,10 @@ _PATIENCE, _LATE = 100, 1e-6
 """A run that is still going after this many steps has left the neighbourhood in which the fixed
 matrix is right, for another optimum; there this share of one example's pull ends it."""
 
+_STRAY = 10
+"""A run that ends this many first steps away is in another optimum: it would take a leverage of
+0.9 to get so far in this one."""
+
 
 @dataclass(frozen=True)
 class NewtonTraining(Training):
@@ -98,7 +102,8 @@ class NewtonTraining(Training):
 
         Returns:
             (M, P) parameters. The report holds for each run `gradient_norm`, `remaining` (the
-            same as a share of one example's pull) and `steps`.
+            same as a share of one example's pull) and `steps`; `strayed` counts those that ended
+            far from where the first step pointed, in another optimum.
 
         Raises:
             NotConverged: a gradient stayed above `USEFUL` of one example's pull.
@@ -114,11 +119,14 @@ class NewtonTraining(Training):
         optimum, precondition = self._find_optimum(problem, goal, pull)
         runs = self._run_all(problem.at(optimum.parameters[0]), weights, precondition, goal)
         _check_useful(runs.norms, pull, f"{len(weights)} retrained models")
+        moved = (runs.parameters - optimum.parameters).norm(dim=1)
+        has_strayed = moved > _STRAY * runs.first if precondition else torch.zeros(1)
         report = {
             "training": self.name,
             "gradient_norm": runs.norms.tolist(),
             "remaining": (runs.norms / pull).tolist(),
             "steps": runs.steps.tolist(),
+            "strayed": int(has_strayed.sum()),
             "steps_to_optimum": int(optimum.steps.max()),
             "pull": pull,
             "tolerance": reachable,
@@ -168,6 +176,7 @@ class NewtonTraining(Training):
             torch.cat([part.parameters for part in found]),
             torch.cat([part.norms for part in found]),
             torch.cat([part.steps for part in found]),
+            torch.cat([part.first for part in found]),
         )
 
 
@@ -291,11 +300,13 @@ class Minimum:
         parameters: (M, P).
         norms: (M,) norms of the gradients there.
         steps: (M,) steps taken.
+        first: (M,) lengths of the first steps that were tried.
     """
 
     parameters: Tensor
     norms: Tensor
     steps: Tensor
+    first: Tensor
 
 
 def minimise(
@@ -323,6 +334,7 @@ def minimise(
     now = _Point(start.clone(), *function(start, rows))
     known = _Memory(memory)
     parameters, norms = start.clone(), now.slope.norm(dim=1)
+    first = torch.zeros_like(norms)
     steps = torch.zeros(len(start), dtype=torch.int64)
     is_stuck = torch.zeros(len(rows), dtype=torch.bool, device=start.device)
     for step in range(max_steps + 1):
@@ -336,12 +348,14 @@ def minimise(
             rows, now = rows[is_going], now.keep(is_going)
             known.keep(is_going)
         direction = known.direction(now.slope, precondition)
+        if step == 0:
+            first[rows] = direction.norm(dim=1)
         then, has_moved = _search(function, rows, now, direction)
         is_stuck = ~has_moved & known.is_empty(len(rows), start.device)
         known.add(then.theta - now.theta, then.slope - now.slope)
         known.forget(~has_moved)
         now = then
-    return Minimum(parameters, norms, steps)
+    return Minimum(parameters, norms, steps, first)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def decompose(matrix: Tensor, *, eps: float) -> Eigen:
         )
     try:
         values, vectors = torch.linalg.eigh(matrix.double())
-    except torch._C._LinAlgError as error:  # pyright: ignore[reportPrivateUsage]
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise NumericsError(
             found=f"The eigenvalues of a {len(matrix)} x {len(matrix)} matrix did not converge "
             f"({error}).",
