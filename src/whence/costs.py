@@ -421,11 +421,12 @@ def _seconds(code: Callable[[], object]) -> float:
 def _size(amount: int | None) -> str:
     if amount is None:
         return "not known for this method"
+    size = float(amount)
     for unit in ("bytes", "kB", "MB"):
-        if amount < 1000:
-            return f"about {amount:.0f} {unit}"
-        amount /= 1000
-    return f"about {amount:.1f} GB"
+        if size < 1000:
+            return f"about {size:.0f} {unit}"
+        size /= 1000
+    return f"about {size:.1f} GB"
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ The six test images on which it is most wrong are explained; then it is trained 
 of the training images, one at a time, which shows how far to believe the explanation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def _largest_gradient(model: nn.Module) -> float:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> Generator[None, None, None]:
     """Sums in one order, so that the parameters have the same fingerprint in every run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

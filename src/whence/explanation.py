@@ -15,7 +15,7 @@ from whence.methods.influence import outputs_per_example
 MethodLike = str | Method | Fitted
 
 EXACT_BYTES = 2 * 2**30
-"""The exact curvature may take this much memory: three float64 matrices of P x P."""
+"""The exact curvature may take this much memory."""
 
 EXACT_OPERATIONS = 6e12
 """The exact curvature may take this many multiplications: about two minutes on two cores."""
@@ -79,11 +79,17 @@ def _same_problem(problem: Problem, fitted: Fitted) -> Fitted:
     Raises:
         Stale: it was not.
     """
-    if fitted.problem is problem or fitted.problem.fingerprint() == problem.fingerprint():
+    other = fitted.problem
+    is_same = other is problem or (
+        other.loss == problem.loss
+        and other.regularizer == problem.regularizer
+        and other.fingerprint() == problem.fingerprint()
+    )
+    if is_same:
         return fitted
     raise Stale(
-        found=f"The method was fitted to {fitted.problem.name} with other parameters or data.",
-        why="Its curvature and gradients belong to that model.",
+        found=f"The method was fitted to {other.name} with other parameters, data or objective.",
+        why="Its curvature and gradients belong to that problem.",
         remedy="Fit it again: whence.fit(problem, method).",
     )
 
@@ -128,7 +134,11 @@ class Cost:
 
 
 def exact_cost(problem: Problem) -> Cost:
-    """What `Exact` takes: the dense matrix, its eigenvectors, and making it."""
+    """What `Exact` takes: four P x P float64 matrices and a batch of Jacobians; 10 P^3 and making.
+
+    Returns:
+        Peak memory, and multiplications.
+    """
     p, n = problem.size, len(problem)
     build = n * p * p * (outputs_per_example(problem) if hessian_is_ggn(problem) else 6)
-    return Cost(bytes=3 * 8 * p * p, operations=10 * p**3 + build)
+    return Cost(bytes=4 * 8 * p * p + 3 * 2**26, operations=10 * p**3 + build)

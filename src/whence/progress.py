@@ -55,14 +55,15 @@ def _with_bar(iterable: Iterable[T], label: str, total: int | None) -> Iterator[
     from rich.console import Console
     from rich.progress import Progress
 
-    start = time.monotonic()
-    with Progress(console=Console(stderr=True), transient=True, disable=False) as bar:
-        bar.stop()
-        task = bar.add_task(label, total=total)
-        is_shown = False
+    started = time.monotonic()
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task(label, total=total)
+    try:
         for item in iterable:
             yield item
             bar.advance(task)
-            if not is_shown and time.monotonic() - start > PATIENCE:
+            if not bar.live.is_started and time.monotonic() - started > PATIENCE:
                 bar.start()
-                is_shown = True
+    finally:
+        if bar.live.is_started:
+            bar.stop()

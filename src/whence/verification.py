@@ -38,6 +38,10 @@ FEWEST = 8
 _EXTREMES = 4
 """One in so many retrainings goes to the strongest effects of single queries."""
 
+_REPEATS = 2
+"""Further seeds with which a noisy training is repeated; with eight removals or more each, that
+tells the variance of the noise to about a third."""
+
 _AFFORDABLE = 1e11
 """N P M up to which retraining is offered unasked for models with many parameters: minutes."""
 
@@ -51,7 +55,6 @@ def verify(
     measurement: MeasurementFunction | Measurement | None = None,
     training: Training | Callable[[Tensor, int], object] | None = None,
     seed: int = 0,
-    repeats: int = 2,
 ) -> "Verification":
     """Compares predicted effects with leave-one-out retraining.
 
@@ -71,7 +74,6 @@ def verify(
         training: how to train again; default that of the problem, else Newton steps from the
             optimum where the model is small enough.
         seed: of the draw, and of the trainings; a noisy training is repeated with the next ones.
-        repeats: how many further seeds measure the noise of a training that has any.
 
     Returns:
         Correlations, slope, interval, noise ceiling, and a verdict in words.
@@ -83,23 +85,16 @@ def verify(
         BadArgument: fewer than two examples, or a query, id or measurement that does not exist.
     """
     started = time.monotonic()
-    if repeats < 1:
-        raise BadArgument(
-            found=f"repeats={repeats}.",
-            why="The noise of a training shows only when it is repeated with another seed.",
-            remedy="Give 1 or more; 2 is the default.",
-        )
     _check_origin(problem, scores)
     rows = _rows(scores, queries)
     columns = _columns(scores, rows, examples, seed)
     places = _positions(problem, scores.train_ids[columns])
     how = _choose_training(problem, training, len(places))
-    bench = Bench(
-        problem, how, _find_measurement(problem, scores, measurement), _ask(problem, scores, rows)
-    )
+    measured = _find_measurement(problem, scores, measurement)
+    bench = Bench(problem, how, measured, _ask(problem, scores, rows))
     _check_baseline(bench, scores.baseline[rows])
     actual, retrained = bench.effects(places, seed)
-    noise = bench.noise(actual, places, retrained=retrained, seed=seed, repeats=repeats)
+    noise = bench.noise(actual, places, retrained=retrained, seed=seed)
     return Verification(
         predicted=scores.values[np.ix_(rows, columns)],
         actual=actual,
@@ -412,14 +407,12 @@ class Bench:
         rows = [measure(problem.at(theta), self.measurement, asked) for theta in parameters]
         return torch.stack(rows, 1).double().cpu().numpy()
 
-    def noise(
-        self, actual: Array, positions: Array, *, retrained: Retrained, seed: int, repeats: int
-    ) -> Array:
+    def noise(self, actual: Array, positions: Array, *, retrained: Retrained, seed: int) -> Array:
         """(Q,) variance of an actual effect that the training itself brings in.
 
         A training that stops at a known gradient errs by about that share of an effect. Any other
         is run once more with another seed; where that changes something, a fifth of the removals
-        are repeated with `repeats` other seeds, each with its own control.
+        are repeated with other seeds, each with its own control.
         """
         remaining = retrained.report.get("remaining")
         if remaining is not None:
@@ -427,11 +420,9 @@ class Bench:
             return 2 * share**2 * np.square(actual).mean(axis=1)
         if self.training.is_deterministic and self._is_repeatable(retrained, seed):
             return np.zeros(len(actual))
-        few = np.linspace(
-            0, len(positions) - 1, max(min(FEWEST, len(positions)), len(positions) // 5)
-        )
-        chosen = few.astype(int)
-        runs = [self.effects(positions[chosen], seed + 1 + i)[0] for i in range(repeats)]
+        few = max(min(FEWEST, len(positions)), len(positions) // 5)
+        chosen = np.linspace(0, len(positions) - 1, few).astype(int)
+        runs = [self.effects(positions[chosen], seed + 1 + i)[0] for i in range(_REPEATS)]
         return np.stack([actual[:, chosen], *runs]).var(axis=0, ddof=1).mean(axis=1)
 
     def _is_repeatable(self, retrained: Retrained, seed: int) -> bool:
@@ -581,8 +572,8 @@ def _strays(retrained: Retrained) -> list[str]:
     if count == 0:
         return []
     return [
-        f"{count} of {len(retrained.parameters) - 1} retrainings ended in another optimum: this one "
-        "is so shallow that a single example holds the model in it."
+        f"{count} of {len(retrained.parameters) - 1} retrainings ended in another optimum: this "
+        "one is so shallow that a single example holds the model in it."
     ]
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from whence.calculus.gradients import gradients, is_vectorised
-from whence.calculus.products import CurvatureMatrix
+from whence.calculus.gradients import is_vectorised
+from whence.calculus.products import CurvatureMatrix, example_pull
 from whence.calculus.stacking import StackedLinear
 from whence.core.batches import Batch
 from whence.core.problem import Problem
@@ -45,7 +45,7 @@ _HESSIAN_EXAMPLES = 4096
 _STATE_BYTES = 2**30
 """Memory for parameters, gradients and remembered differences of the runs that go together."""
 
-_MEMORY = 8
+_MEMORY = 20
 """Differences remembered per run; more than the rank of what one removal changes brings little."""
 
 _LONG_MEMORY = 50
@@ -112,8 +112,8 @@ class NewtonTraining(Training):
         del seed
         started = time.monotonic()
         _check_weights(problem, weights)
-        problem = _in_float64(problem)
-        pull = _pull(problem)
+        problem = problem.widened()
+        pull = example_pull(problem) or 1 / len(problem)
         reachable = max(self.tolerance, 8 * torch.finfo(problem.dtype).eps * len(problem))
         goal = Goal(pull * reachable, pull * max(reachable, _LATE))
         optimum, precondition = self._find_optimum(problem, goal, pull)
@@ -266,8 +266,8 @@ def hessian_preconditioner(problem: Problem) -> Preconditioner:
     """The inverse Hessian at the problem's parameters, made positive.
 
     Eigenvalues enter by their absolute value, so that a step goes down also where the Hessian is
-    not positive, and none is smaller than 1e-9 of the largest: flat directions stay where they
-    are. Of a large data set a fixed random sample makes the matrix.
+    not positive. Directions that are flat to rounding are left alone. Of a large data set a fixed
+    random sample makes the matrix.
     """
     positions = None
     if len(problem) > _HESSIAN_EXAMPLES:
@@ -276,9 +276,10 @@ def hessian_preconditioner(problem: Problem) -> Preconditioner:
     matrix = CurvatureMatrix(problem, "hessian", positions=positions).dense()
     eigenvalues, vectors = torch.linalg.eigh(matrix)
     size = eigenvalues.abs()
-    size = size.clamp_min(1e-9 * float(size.max()) or 1.0).to(problem.dtype)
+    is_flat = size <= problem.size * torch.finfo(problem.dtype).eps * size.max()
+    inverse = torch.where(is_flat, 0.0, 1 / size).to(problem.dtype)
     vectors = vectors.to(problem.dtype)
-    return lambda slopes: ((slopes @ vectors) / size) @ vectors.T
+    return lambda slopes: ((slopes @ vectors) * inverse) @ vectors.T
 
 
 # ------------------------------------------------------- minimising many functions
@@ -473,27 +474,6 @@ def _search(
 
 
 # ------------------------------------------------------------ scales and refusals
-
-
-def _in_float64(problem: Problem) -> Problem:
-    """The problem in float64, or as it is where the model insists on its own precision."""
-    if problem.dtype == torch.float64:
-        return problem
-    try:
-        wide = problem.to(dtype=torch.float64)
-        wide.losses(wide.parameters, wide.batch(torch.arange(1)))
-    except (RuntimeError, TypeError):
-        return problem
-    return wide
-
-
-def _pull(problem: Problem) -> float:
-    """Root mean square over examples of |b_i grad loss_i| / N: what one example does to grad R."""
-    order = torch.randperm(len(problem), generator=torch.Generator().manual_seed(0))
-    few = order[: max(8, min(256, 2**24 // problem.size))]
-    batch = problem.batch(few)
-    rows = gradients(problem, batch) * batch.weights[:, None]
-    return float((rows**2).sum(1).mean().sqrt()) / len(problem) or 1 / len(problem)
 
 
 def _check_weights(problem: Problem, weights: Tensor) -> None:

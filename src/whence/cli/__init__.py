@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `whence --help` ans
 import inspect
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def main() -> None:
     file.py:name again.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal without "−" shows "?" and does not fail
-            stream.reconfigure(errors="replace")
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "−" shows "?", no error
 
 
 @main.command(cls=AnswerCommand, examples=("whence demo",))

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from whence.report.sentences import measurement_words, number, percent, quantity, signed
+from whence.report.sentences import capitalized, measurement_words, number, percent, signed
 
 Json = Mapping[str, Any]
 
@@ -42,18 +42,21 @@ def explanation(story: Json) -> Iterator[RenderableType]:
 def overview(story: Json) -> Iterator[RenderableType]:
     """One line a query: what the model says, and who helped and who hurt it most."""
     measurement = story["measurement"]
-    table = _table("query", "the model says", "label", _value_title(measurement))
-    for side in STYLES:
-        table.add_column(f"strongest {side}")
+    words, unit = measurement_words(measurement["name"]), measurement["value_unit"]
+    table = _table("query", "model says", "label", words, *(f"strongest {side}" for side in STYLES))
     for query in story["queries"]:
         table.add_row(
             str(query["id"]),
             _says(query["prediction"]),
             query["label"] or "",
             number(query["value"]),
-            *(_strongest(query, side, measurement["unit"]) for side in STYLES),
+            *(_strongest(query, side) for side in STYLES),
         )
     yield table
+    yield Text(
+        f"{capitalized(words)} in {unit}; training examples with their label in brackets and their "
+        f"effect in {measurement['unit'] if measurement['is_calibrated'] else 'arbitrary units'}."
+    )
     yield ""
     yield from meaning(story)
 
@@ -84,8 +87,11 @@ def meaning(story: Json) -> Iterator[RenderableType]:
 
 
 def verdict(story: Json) -> Iterator[RenderableType]:
-    """What retraining said, in a sentence."""
-    yield _line(story["trust"]["title"].rstrip(".!"), story["trust"]["sentence"])
+    """What retraining said, in a sentence that ends in the verdict."""
+    checked = story["verification"] or {}
+    for warning in checked.get("warnings", ()):
+        yield _line("Warning", warning, "yellow")
+    yield _line("Verdict" if checked else story["trust"]["title"], story["trust"]["sentence"])
 
 
 def verification(story: Json) -> Iterator[RenderableType]:
@@ -136,26 +142,19 @@ def _line(title: str, words: str, style: str = "bold") -> Text:
     return Text.assemble((f"{title}: ", style), words)
 
 
-def _value_title(measurement: Json) -> str:
-    unit = measurement["value_unit"]
-    return f"{measurement_words(measurement['name'])} ({unit})"
-
-
 def _says(prediction: Json) -> str:
     if prediction["confidence"] is None:
         return prediction["label"] or ""
     return f"{prediction['label']} ({percent(prediction['confidence'])})"
 
 
-def _strongest(query: Json, side: str, unit: str) -> Text:
-    """'1203 (a 5): −0.226 logits'."""
+def _strongest(query: Json, side: str) -> Text:
+    """'1203 (5): −0.226'."""
     if not query[f"{side}s"]:
         return Text("none")
     entry = query[f"{side}s"][0]
-    label = f" (label {entry['label']})" if entry["label"] else ""
-    size = quantity(entry["effect"], unit)
-    sign = "+" if entry["effect"] > 0 else ""
-    return Text(f"{entry['id']}{label}: {sign}{size}", STYLES[side])
+    label = f" ({entry['label']})" if entry["label"] else ""
+    return Text(f"{entry['id']}{label}: {signed(entry['effect'])}", STYLES[side])
 
 
 def _numbers(value: Any) -> str:

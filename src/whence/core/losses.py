@@ -97,7 +97,18 @@ def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared error, averaged over the outputs of an example: (1/C) sum_c (f_c - y_c)^2."""
+    """Squared error, averaged over the outputs of an example: (1/C) sum_c (f_c - y_c)^2.
+
+    Raises:
+        BadData: an example has another number of targets than of outputs.
+    """
+    if outputs.numel() != targets.numel():
+        raise BadData(
+            found=f"Outputs of shape {tuple(outputs.shape)}, targets of shape "
+            f"{tuple(targets.shape)}.",
+            why="Every predicted number is compared with one target.",
+            remedy="Give as many targets per example as the model has outputs.",
+        )
     errors = (outputs - targets.reshape(outputs.shape)) ** 2
     return errors.flatten(1).mean(1) if errors.ndim > 1 else errors
 

@@ -75,23 +75,27 @@ def predicted_targets(outputs: Tensor, loss: Loss) -> Tensor:
     )
 
 
-def _take_class(values: Tensor, targets: Tensor) -> Tensor:
-    return values.gather(1, targets.long().unsqueeze(1)).squeeze(1)
+def _at_target(values: Tensor, targets: Tensor) -> Tensor:
+    """(B,) values (B, C, ...) at the target class, summed over positions that have a target."""
+    classes = targets.long().clamp_min(0).unsqueeze(1)
+    chosen = values.gather(1, classes).squeeze(1).where(targets >= 0, 0.0)
+    return chosen.flatten(1).sum(1) if chosen.ndim > 1 else chosen
 
 
 def _class_log_prob(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _take_class(torch.log_softmax(outputs, 1), targets)
+    return _at_target(torch.log_softmax(outputs, 1), targets)
 
 
 def _class_margin(outputs: Tensor, targets: Tensor) -> Tensor:
     """Log p_y - log(1 - p_y) = f_y - logsumexp of the other logits: exact also where p_y is 1."""
-    chosen = _take_class(outputs, targets)
-    own = torch.arange(outputs.shape[1], device=outputs.device) == targets.long().unsqueeze(1)
-    return chosen - torch.logsumexp(outputs.masked_fill(own, -torch.inf), 1)
+    classes = torch.arange(outputs.shape[1], device=outputs.device)
+    is_own = classes.reshape(-1, *[1] * (outputs.ndim - 2)) == targets.unsqueeze(1)
+    others = torch.logsumexp(outputs.masked_fill(is_own, -torch.inf), 1, keepdim=True)
+    return _at_target(outputs - others, targets)
 
 
 def _class_logit(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _take_class(outputs, targets)
+    return _at_target(outputs, targets)
 
 
 def _binary_sign(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -327,6 +327,18 @@ class Problem:
         weights = self.weights.to(dtype=dtype, device=device)
         return replace(self, model=model, parameters=parameters, weights=weights)
 
+    def widened(self) -> "Problem":
+        """The same problem in float64, or as it is where the model insists on its own precision."""
+        if self.dtype == torch.float64:
+            return self
+        try:
+            wide = self.to(dtype=torch.float64)
+            with torch.no_grad():
+                wide.losses(wide.parameters, wide.batch(torch.arange(1)))
+        except (RuntimeError, TypeError):
+            return self
+        return wide
+
     # -------------------------------------------------------- words and pictures
 
     def facts(self) -> dict[str, Any]:
@@ -346,7 +358,7 @@ class Problem:
         }
 
     def fingerprint(self) -> dict[str, str]:
-        """Hashes by which scores know the model and the data they belong to."""
+        """Hashes by which scores know the model, data and objective they belong to."""
         return dict(self._fingerprint)
 
     @cached_property
@@ -354,6 +366,12 @@ class Problem:
         return {
             "parameters": fingerprint(self.parameters.cpu().numpy()),
             "data": self.data.fingerprint(),
+            "objective": fingerprint(
+                self.loss.name,
+                self.regularizer.describe(),
+                str(self.renormalize),
+                self.weights.cpu().numpy(),
+            ),
         }
 
     def show(self, position: int) -> dict[str, Any]:

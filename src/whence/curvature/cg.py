@@ -80,11 +80,13 @@ class CG(Curvature):
     def _check(self) -> None:
         is_damped = self.damping == "auto" or self.damping >= 0
         is_ranked = self.rank == "auto" or self.rank >= 0
-        if not (self.tolerance > 0 and self.max_steps > 0 and is_damped and is_ranked):
+        is_known = self.matrix in ("hessian", "ggn", "auto")
+        is_limited = self.tolerance > 0 and self.max_steps > 0
+        if not (is_limited and is_damped and is_ranked and is_known):
             raise BadArgument(
                 found=f"{self}.",
                 why="A tolerance and a number of steps are positive, damping and rank not "
-                "negative.",
+                'negative, and matrix is "hessian", "ggn" or "auto".',
                 remedy="Correct the option that is out of range.",
             )
 

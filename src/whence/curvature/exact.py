@@ -1,7 +1,7 @@
 """The dense Hessian, inverted exactly."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,7 +31,8 @@ class Exact(Curvature):
 
     Args:
         matrix: "hessian", "ggn" or "auto".
-        damping: added to every eigenvalue that is not null, or "auto".
+        damping: added to every eigenvalue, or "auto". With a damping of zero null directions are
+            left out, with any other they count as flat.
 
     Cost: N C P^2 for a Gauss-Newton matrix, P products for a Hessian; 10 P^3; 24 P^2 bytes.
     """
@@ -49,19 +50,20 @@ class Exact(Curvature):
             BadArgument: a negative damping, or an unknown matrix.
         """
         self._check()
+        problem = problem.widened()
         if self.matrix != "auto":
-            eigen = _decompose(problem, self.matrix, data_scale)
-            return self._fitted(eigen, self.matrix, "asked for")
+            return self._fitted(_decompose(problem, self.matrix, data_scale), "asked for")
         is_linear = hessian_is_ggn(problem)
-        eigen = _decompose(problem, "ggn" if is_linear else "hessian", data_scale)
+        # For a linear model both matrices are equal, and the Gauss-Newton one is cheaper to make.
+        found = _decompose(problem, "ggn" if is_linear else "hessian", data_scale)
         damping = 0.0 if self.damping == "auto" else self.damping
-        if eigen.smallest + damping > 0:
-            why = "every eigenvalue that is not null is positive"
-            return self._fitted(eigen, "hessian", why)
-        why = f"the Hessian has the eigenvalue {eigen.smallest:.2g}"
-        return self._fitted(
-            _decompose(problem, "ggn", data_scale), "ggn", why, hessian_smallest=eigen.smallest
-        )
+        if is_linear or found.eigen.smallest + damping > 0:
+            found = replace(found, name="hessian")
+            return self._fitted(found, "every eigenvalue that is not null is positive")
+        why = f"the Hessian has the eigenvalue {found.eigen.smallest:.2g}"
+        fitted = self._fitted(_decompose(problem, "ggn", data_scale), why)
+        facts = {**fitted.facts, "hessian_smallest_eigenvalue": found.eigen.smallest}
+        return replace(fitted, facts=facts)
 
     def _check(self) -> None:
         if self.matrix not in ("hessian", "ggn", "auto") or (
@@ -73,31 +75,27 @@ class Exact(Curvature):
                 remedy='Give a damping of zero or more, or "auto".',
             )
 
-    def _fitted(
-        self, eigen: Eigen, matrix: str, why: str, hessian_smallest: float | None = None
-    ) -> "ExactIHVP":
-        damping = self.damping
+    def _fitted(self, found: "_Decomposed", why: str) -> "ExactIHVP":
+        eigen, damping = found.eigen, self.damping
         if damping == "auto":
-            damping = AUTO_DAMPING * eigen.mean if matrix == "ggn" else 0.0
+            damping = AUTO_DAMPING * eigen.mean if found.name == "ggn" else 0.0
         if not eigen.smallest + damping > 0:
             raise NegativeCurvature(
-                found=f"The smallest eigenvalue of the {matrix} is {eigen.smallest:.3g}, damping "
-                f"{damping:.3g}.",
+                found=f"The smallest eigenvalue of the {found.name} is {eigen.smallest:.3g}, "
+                f"damping {damping:.3g}.",
                 why="At a saddle the response to a removal is not a minimum of anything.",
                 remedy=f'Use matrix="ggn", or damping above {-eigen.smallest:.3g}.',
             )
         report = {
             "curvature": "exact",
-            "matrix": matrix,
+            "matrix": found.name,
             "matrix_reason": why,
             "damping": damping,
             "smallest_eigenvalue": eigen.smallest,
             "largest_eigenvalue": eigen.largest,
             "null_directions": eigen.null_count,
         }
-        if hessian_smallest is not None:
-            report["hessian_smallest_eigenvalue"] = hessian_smallest
-        return ExactIHVP(eigen, damping, report)
+        return ExactIHVP(found.matrix, eigen, damping, report)
 
 
 @dataclass(frozen=True)
@@ -105,11 +103,13 @@ class ExactIHVP(IHVP):
     """A decomposed matrix.
 
     Args:
+        matrix: the matrix as a linear map, for residuals that do not trust the decomposition.
         eigen: eigenvalues and eigenvectors.
-        damping: added to every eigenvalue that is not null.
+        damping: added to every eigenvalue.
         facts: what the fit has found.
     """
 
+    matrix: CurvatureMatrix
     eigen: Eigen
     damping: float
     facts: Mapping[str, Any]
@@ -120,11 +120,14 @@ class ExactIHVP(IHVP):
         return self.facts
 
     def solve(self, vectors: Tensor) -> Solution:
-        """The damped pseudo-inverse times each vector, with the true relative residual."""
+        """The damped inverse times each vector, null directions left out, with its residual."""
         wide = vectors.double()
         solved = self.eigen.solve(wide, self.damping)
-        lost = self.eigen.null_share(wide)
-        report: dict[str, Any] = {"null_share": float(lost.max())}
+        lost = self.eigen.null_share(wide) if self.damping == 0 else torch.zeros(len(wide))
+        report: dict[str, Any] = {
+            "residual": self._residual(wide, solved),
+            "null_share": float(lost.max()),
+        }
         if bool((lost > _VISIBLE).any()):
             report["warnings"] = [
                 f"{int((lost > _VISIBLE).sum())} of {len(vectors)} query gradients reach into "
@@ -133,6 +136,13 @@ class ExactIHVP(IHVP):
             ]
         return Solution(solved.to(vectors), report)
 
+    def _residual(self, vectors: Tensor, solved: Tensor) -> float:
+        """The largest |(H + damping I) x - v| / |v|, v without its null part, by new products."""
+        product = self.matrix(solved.to(self.matrix.problem.parameters)).double()
+        wanted = self.eigen.without_null(vectors) if self.damping == 0 else vectors
+        rest = (product + self.damping * solved - wanted).norm(dim=1)
+        return float((rest / vectors.norm(dim=1).clamp_min(torch.finfo(rest.dtype).tiny)).max())
+
     def leverage(self, jacobians: Tensor) -> Tensor:
         """K_b = J_b (H + damping I)^-1 J_b^T for each example."""
         half = self.eigen.half(jacobians.double().flatten(0, 1), self.damping)
@@ -140,6 +150,16 @@ class ExactIHVP(IHVP):
         return (half @ half.mT).to(jacobians)
 
 
-def _decompose(problem: Problem, matrix: MatrixName, data_scale: float) -> Eigen:
-    dense = CurvatureMatrix(problem, matrix, data_scale).dense()
-    return decompose(dense, eps=torch.finfo(problem.dtype).eps)
+@dataclass(frozen=True)
+class _Decomposed:
+    """A matrix by name, as a linear map and by its eigenvalues."""
+
+    name: MatrixName
+    matrix: CurvatureMatrix
+    eigen: Eigen
+
+
+def _decompose(problem: Problem, name: MatrixName, data_scale: float) -> _Decomposed:
+    matrix = CurvatureMatrix(problem, name, data_scale)
+    eigen = decompose(matrix.dense(), eps=torch.finfo(problem.dtype).eps)
+    return _Decomposed(name, matrix, eigen)

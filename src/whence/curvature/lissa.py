@@ -71,11 +71,14 @@ class LiSSA(Curvature):
 
     def _check(self, count: int) -> None:
         samples = count if self.samples is None else self.samples
-        if not 1 <= samples <= count or self.depth < 1 or self.repeats < 1 or self.damping < 0:
+        is_counted = 1 <= samples <= count and self.depth >= 1 and self.repeats >= 1
+        is_scaled = self.scale == "auto" or self.scale > 0
+        is_known = self.matrix in ("hessian", "ggn")
+        if not (is_counted and is_scaled and is_known and self.damping >= 0):
             raise BadArgument(
-                found=f"LiSSA(samples={self.samples}, depth={self.depth}, "
-                f"repeats={self.repeats}, damping={self.damping}) on {count} examples.",
-                why="It draws 1 to N examples a step and takes at least one step.",
+                found=f"{self} on {count} examples.",
+                why="It draws 1 to N examples a step and takes at least one step; scale is "
+                'positive, damping not negative, matrix "hessian" or "ggn".',
                 remedy="Correct the option; samples=None takes all examples in every step.",
             )
 

@@ -82,6 +82,15 @@ def stream(
     return values
 
 
+def merge_reports(*reports: Mapping[str, Any]) -> dict[str, Any]:
+    """One report out of several; later entries win, warnings are put one after the other."""
+    merged: dict[str, Any] = {}
+    for report in reports:
+        merged |= report
+    warnings = [text for report in reports for text in report.get("warnings", ())]
+    return merged | {"warnings": warnings}
+
+
 def make_scores(
     problem: Problem,
     queries: Queries,
@@ -121,6 +130,6 @@ def make_scores(
         measurement=measurement,
         baseline=baseline.detach().double().cpu().numpy(),
         queries=arrays,
-        report=dict(report) | common,
+        report=merge_reports({"warnings": problem.notes}, report, common),
         is_calibrated=bool(report.get("is_calibrated", True)),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.calculus.gradients import jacobians, measurement_gradients
-from whence.calculus.products import objective_gradient
+from whence.calculus.products import example_pull, objective_gradient
 from whence.calculus.removal import Removal
 from whence.core.batches import Batch
 from whence.core.measurements import make_measurement
@@ -17,10 +17,13 @@ from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
 from whence.curvature import IHVP, Curvature, make_curvature
 from whence.errors import BadArgument, Unsupported
-from whence.methods.base import Fitted, MeasurementLike, Method, make_scores, stream
+from whence.methods.base import Fitted, MeasurementLike, Method, make_scores, merge_reports, stream
 
 NEWTON_OPERATIONS = 3e12
 """`removal="auto"` stays with first order above N C P^2 of this size, a minute on two cores."""
+
+FAR_FROM_OPTIMUM = 1.0
+"""A gradient norm above this many pulls of one example is warned about."""
 
 NEWTON_OUTPUTS = 100
 """The Newton form solves a C x C system per example; above this C it is not offered."""
@@ -67,12 +70,15 @@ class Influence(Method):
         scale = count / (count - 1) if is_newton and problem.renormalize else 1.0
         ihvp = curvature.fit(problem, data_scale=scale)
         gradient = objective_gradient(problem)
+        norm, pull = float(gradient.norm()), example_pull(problem)
         report = {
             "method": "influence",
             "removal": "newton" if is_newton else "first_order",
             "change": self.change,
-            "gradient_norm": float(gradient.norm()),
+            "gradient_norm": norm,
+            "example_pull": pull,
             **ihvp.report,
+            "warnings": [*ihvp.report.get("warnings", ()), *_not_at_optimum(norm, pull)],
             "fit_seconds": time.monotonic() - started,
         }
         return FittedInfluence(problem, report, ihvp, is_newton, self.change, gradient)
@@ -147,7 +153,7 @@ class FittedInfluence(Fitted):
             measured,
             values=stream(problem, rows, queries=len(asked), size=size),
             baseline=baseline,
-            report={**self.report, **solution.report, **_leverage_report(leverages)},
+            report=merge_reports(self.report, solution.report, _leverage_report(leverages)),
             started=started,
         )
 
@@ -201,6 +207,16 @@ def _evaluate(problem: Problem, measured: Measurement, asked: Queries, moved: Te
         targets = asked.targets.repeat(len(changes), *[1] * (asked.targets.ndim - 1))
         values = function(after, targets).reshape(len(changes), len(asked))
         return (values - function(before, asked.targets)).T
+
+
+def _not_at_optimum(norm: float, pull: float) -> list[str]:
+    if norm <= FAR_FROM_OPTIMUM * pull:
+        return []
+    return [
+        f"The model is not at an optimum: the gradient of its objective is {norm:.2g}, and one "
+        f"example pulls with {pull:.2g}. Effects describe a removal from the optimum nearby; train "
+        "longer, or check that weight_decay and loss are those of the training."
+    ]
 
 
 def _leverage_report(leverages: list[Tensor]) -> dict[str, Any]:

@@ -64,11 +64,11 @@ class Eigen:
         return float(self.values.mean())
 
     def solve(self, stack: Tensor, damping: float = 0.0) -> Tensor:
-        """(A + damping I)^+ v for each row, leaving null directions out.
+        """(A + damping I)^-1 v for each row; without damping, null directions are left out.
 
         Args:
             stack: (K, P).
-            damping: added to every eigenvalue that is not null.
+            damping: added to every eigenvalue.
 
         Returns:
             (K, P).
@@ -76,11 +76,11 @@ class Eigen:
         return (stack @ self.vectors * self._inverse(damping)) @ self.vectors.T
 
     def half(self, stack: Tensor, damping: float = 0.0) -> Tensor:
-        """Rows h with h_j . h_k = v_j (A + damping I)^+ v_k, for a positive matrix.
+        """Rows h with h_j . h_k = v_j (A + damping I)^-1 v_k, for a positive matrix.
 
         Args:
             stack: (K, P).
-            damping: added to every eigenvalue that is not null.
+            damping: added to every eigenvalue.
 
         Returns:
             (K, P), in the basis of eigenvectors.
@@ -92,8 +92,14 @@ class Eigen:
         inside = (stack @ self.vectors[:, self.is_null]).norm(dim=1)
         return inside / stack.norm(dim=1).clamp_min(torch.finfo(stack.dtype).tiny)
 
+    def without_null(self, stack: Tensor) -> Tensor:
+        """(K, P) the rows without their part in null directions."""
+        null = self.vectors[:, self.is_null]
+        return stack - (stack @ null) @ null.T
+
     def _inverse(self, damping: float) -> Tensor:
-        return torch.where(self.is_null, 0.0, 1 / (self.values + damping))
+        values = torch.where(self.is_null, 0.0, self.values) + damping
+        return torch.where(values == 0, 0.0, 1 / values)
 
 
 def decompose(matrix: Tensor, *, eps: float) -> Eigen:
