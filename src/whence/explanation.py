@@ -111,18 +111,14 @@ def choose(problem: Problem) -> Choice:
     the Gauss-Newton matrix.
     """
     cost = exact_cost(problem)
-    size = f"P = {problem.size:,}, N = {len(problem):,}"
-    if cost.bytes <= EXACT_BYTES and cost.operations <= EXACT_OPERATIONS:
-        return Choice(
-            Influence(Exact()),
-            f"exact curvature is affordable ({size}: about {cost.bytes / 2**20:.0f} MB and "
-            f"{cost.operations:.1g} multiplications)",
-        )
-    return Choice(
-        Influence(CG()),
-        f"exact curvature would take {cost.bytes / 2**20:,.0f} MB and {cost.operations:.1g} "
-        f"multiplications ({size}), so the queries are solved by conjugate gradients",
+    price = (
+        f"P = {problem.size:,}, N = {len(problem):,}: about {cost.bytes / 2**20:,.1f} MB and "
+        f"{cost.operations:.1g} multiplications"
     )
+    if cost.bytes <= EXACT_BYTES and cost.operations <= EXACT_OPERATIONS:
+        return Choice(Influence(Exact()), f"exact curvature is affordable ({price})")
+    reason = f"exact curvature costs too much ({price}); conjugate gradients solve for the queries"
+    return Choice(Influence(CG()), reason)
 
 
 @dataclass(frozen=True)
@@ -139,6 +135,7 @@ def exact_cost(problem: Problem) -> Cost:
     Returns:
         Peak memory, and multiplications.
     """
-    p, n = problem.size, len(problem)
-    build = n * p * p * (outputs_per_example(problem) if hessian_is_ggn(problem) else 6)
-    return Cost(bytes=4 * 8 * p * p + 3 * 2**26, operations=10 * p**3 + build)
+    p, n, c = problem.size, len(problem), outputs_per_example(problem)
+    build = n * p * p * (c if hessian_is_ggn(problem) else 6)
+    jacobians = min(8 * n * c * p, 2**26)
+    return Cost(bytes=4 * 8 * p * p + 3 * jacobians, operations=10 * p**3 + build)

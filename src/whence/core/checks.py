@@ -41,11 +41,33 @@ def check_problem(problem: "Problem") -> dict[str, Any]:
     few = problem.batch(torch.arange(min(_FEW, len(problem))))
     _refuse_non_finite((few.inputs, few.targets), "Training example", _names(problem, few))
     with torch.no_grad():
-        outputs = problem.outputs(problem.parameters, few.inputs)
+        outputs = call(problem, few.inputs, "training examples")
         _check_targets(problem, few, outputs)
         _check_per_example(problem, few)
         total = sum(_total_loss(problem, batch, outputs) for batch in problem.batches())
     return {"examples": len(problem), "mean_loss": total / len(problem)}
+
+
+def call(problem: "Problem", inputs: Tree, what: str) -> Tensor:
+    """Outputs of the model at its own parameters, for the first time.
+
+    Args:
+        problem: whose model is called.
+        inputs: a batch.
+        what: what the batch holds, for the message.
+
+    Raises:
+        BadData: the model itself raised an error.
+    """
+    try:
+        return problem.outputs(problem.parameters, inputs)
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise BadData(
+            found=f"{type(problem.model).__name__} cannot be called on the {what}: {error}.",
+            why=f"Each of them is {_shapes(_named(inputs))}, on {problem.device}.",
+            remedy="Check the shapes and types of the inputs; forward=(model, inputs) -> outputs "
+            "says how a model is called that does not take its inputs as they are.",
+        ) from error
 
 
 def check_query_shapes(problem: "Problem", inputs: Tree) -> None:

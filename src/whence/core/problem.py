@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from whence.core.batches import Batch, Data, Tree, make_data, move, slices
-from whence.core.checks import check_modes, check_problem, check_query_shapes
+from whence.core.checks import call, check_modes, check_problem, check_query_shapes
 from whence.core.display import describe
 from whence.core.losses import Loss
 from whence.core.measurements import predicted_targets
@@ -230,7 +230,7 @@ class Problem:
         inputs = self._prepare(move(inputs, self.device))
         check_query_shapes(self, inputs)
         with torch.no_grad():
-            outputs = self.outputs(self.parameters, inputs)
+            outputs = call(self, inputs, "queries")
         are_labelled = targets is not None
         if targets is None:
             targets = predicted_targets(outputs, self.loss)
