@@ -31,7 +31,8 @@ class CG(Curvature):
     the solution.
 
     Args:
-        tolerance: relative residual |(H + damping I) x - v| / |v| that every query must reach.
+        tolerance: relative residual |(H + damping I) x - v| / |v| that every query must reach;
+            "auto" is 1e-6, or 1e-4 for parameters narrower than float64.
         max_steps: passes over the data at the most.
         matrix: "hessian", "ggn", or "auto": the Hessian where it equals the Gauss-Newton matrix,
             as for linear models, else the Gauss-Newton matrix.
@@ -46,7 +47,7 @@ class CG(Curvature):
         NotConverged: on solving, above the tolerance after `max_steps`.
     """
 
-    tolerance: float = 1e-6
+    tolerance: float | Literal["auto"] = "auto"
     max_steps: int = 500
     matrix: MatrixName | Literal["auto"] = "auto"
     damping: float | Literal["auto"] = "auto"
@@ -61,27 +62,28 @@ class CG(Curvature):
         """
         self._check()
         is_linear = hessian_is_ggn(problem)
-        kind: MatrixName = "hessian" if self.matrix == "auto" else self.matrix
-        if is_linear or self.matrix == "auto":
-            kind = "ggn"  # equal for linear models, and cheaper to multiply with
+        # For a linear model both matrices are equal, and the Gauss-Newton one is cheaper to use.
+        kind: MatrixName = "hessian" if self.matrix == "hessian" and not is_linear else "ggn"
         matrix = CurvatureMatrix(problem, kind, data_scale)
         damping = self._damping(matrix, is_linear)
+        tolerance = self._tolerance(problem)
         rank = min(600, problem.size // 16) if self.rank == "auto" else self.rank
         report = {
             "curvature": "cg",
             "matrix": "hessian" if is_linear else kind,
             "damping": damping,
-            "tolerance": self.tolerance,
+            "tolerance": tolerance,
             "preconditioner_rank": rank,
             "seed": self.seed,
         }
-        return CGIHVP(self, matrix, damping, self._preconditioner(matrix, damping, rank), report)
+        sketch = self._preconditioner(matrix, damping, rank)
+        return CGIHVP(matrix, damping, tolerance, self.max_steps, sketch, report)
 
     def _check(self) -> None:
         is_damped = self.damping == "auto" or self.damping >= 0
         is_ranked = self.rank == "auto" or self.rank >= 0
         is_known = self.matrix in ("hessian", "ggn", "auto")
-        is_limited = self.tolerance > 0 and self.max_steps > 0
+        is_limited = (self.tolerance == "auto" or self.tolerance > 0) and self.max_steps > 0
         if not (is_limited and is_damped and is_ranked and is_known):
             raise BadArgument(
                 found=f"{self}.",
@@ -89,6 +91,11 @@ class CG(Curvature):
                 'negative, and matrix is "hessian", "ggn" or "auto".',
                 remedy="Correct the option that is out of range.",
             )
+
+    def _tolerance(self, problem: Problem) -> float:
+        if self.tolerance != "auto":
+            return self.tolerance
+        return 1e-6 if problem.dtype == torch.float64 else 1e-4
 
     def _damping(self, matrix: CurvatureMatrix, is_linear: bool) -> float:
         if self.damping != "auto":
@@ -120,16 +127,18 @@ class CGIHVP(IHVP):
     """A matrix with its preconditioner.
 
     Args:
-        recipe: the options.
         matrix: the curvature matrix over all data.
         damping: added to every eigenvalue.
+        tolerance: relative residual that every solve must reach.
+        max_steps: products at the most.
         preconditioner: approximate inverse, or None.
         facts: what the fit has chosen.
     """
 
-    recipe: CG
     matrix: CurvatureMatrix
     damping: float
+    tolerance: float
+    max_steps: int
     preconditioner: Preconditioner | None
     facts: Mapping[str, Any]
 
@@ -147,8 +156,8 @@ class CGIHVP(IHVP):
         result = block_cg(
             product,
             vectors,
-            tolerance=self.recipe.tolerance,
-            max_steps=self.recipe.max_steps,
+            tolerance=self.tolerance,
+            max_steps=self.max_steps,
             preconditioner=self.preconditioner,
         )
         return Solution(
