@@ -8,7 +8,8 @@ removal by training again gives one column of that table. The claims:
     agreement   they are those of a solve that is ten thousand times tighter
     memory      beyond the data and the table itself, it is below 1 GiB and does not grow with N
 
-Each measurement is made in a process of its own, with the same number of threads.
+Each measurement is made in a process of its own, with the same number of threads; `--short` makes
+them in one process and is there for agreement, not for seconds.
 """
 
 import argparse
@@ -38,11 +39,12 @@ from whence.methods.influence import Influence
 from whence.numerics import stats
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 HELD_OUT = 5000
 WEIGHT_DECAY = 0.01
 CLASSES = 10
 MEASUREMENT = "margin"
-METHOD = Influence(CG(tolerance=1e-2, rank=300), removal="first_order")
+METHOD = Influence(CG(tolerance=1e-2, rank=100), removal="first_order")
 REFERENCE = Influence(CG(tolerance=1e-6), removal="first_order")
 
 
@@ -58,10 +60,8 @@ def main() -> None:
     scratch = TemporaryDirectory()
 
     def measure(part: str, count: int) -> dict[str, Any]:
-        command = [sys.executable, __file__, "--part", part, "--scratch", scratch.name]
-        sized = [*command, "--count", str(count), "--queries", str(queries)]
-        answer = subprocess.run(sized, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(answer.stdout.splitlines()[-1])
+        options = {"part": part, "count": count, "queries": queries, "scratch": scratch.name}
+        found = measure_here(options) if arguments.short else measure_alone(options)
         print(f"{part:10} N = {count:6,}: {found}", flush=True)
         return found
 
@@ -102,6 +102,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def measure_alone(options: dict[str, Any]) -> dict[str, Any]:
+    """One measurement in a process of its own: nothing is warm, no memory is left over."""
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, __file__, *words]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def measure_here(options: dict[str, Any]) -> dict[str, Any]:
+    """One measurement in this process, whose seconds and memory mean little."""
+    scratch = Path(options["scratch"])
+    return PARTS[options["part"]](argparse.Namespace(**options | {"scratch": scratch}))
 
 
 # ------------------------------------------------------------------------- what is measured
@@ -275,7 +289,7 @@ def circumstances() -> dict[str, Any]:
     """Versions, threads, machine and command."""
     packages = ("torch", "numpy", "scipy", "scikit-learn")
     return {
-        "command": " ".join(["python", *(Path(sys.argv[0]).name, *sys.argv[1:])]),
+        "command": " ".join(["python", str(Path(__file__).relative_to(ROOT)), *sys.argv[1:]]),
         "versions": {"whence": whence.__version__} | {name: version(name) for name in packages},
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -38,6 +38,7 @@ from whence.methods.influence import Influence
 from whence.numerics import stats
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 HELD_OUT = 5000
 QUERY = 8
 WEIGHT_DECAY = 0.01
@@ -307,7 +308,7 @@ def circumstances(seconds: dict[str, float]) -> dict[str, Any]:
     """Versions, threads, command and seconds."""
     packages = ("torch", "numpy", "scipy", "scikit-learn")
     return {
-        "command": " ".join(["python", *(Path(sys.argv[0]).name, *sys.argv[1:])]),
+        "command": " ".join(["python", str(Path(__file__).relative_to(ROOT)), *sys.argv[1:]]),
         "versions": {"whence": whence.__version__} | {name: version(name) for name in packages},
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

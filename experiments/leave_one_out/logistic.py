@@ -36,6 +36,7 @@ from whence.methods.influence import Influence
 from whence.numerics import stats
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 DATA = {
     "digits 1 v 7": ("digits", (1, 7)),
     "breast cancer": ("breast_cancer", None),
@@ -173,7 +174,7 @@ def circumstances(seconds: float) -> dict[str, Any]:
     """Versions, threads, command and seconds."""
     packages = ("torch", "numpy", "scipy", "scikit-learn")
     return {
-        "command": " ".join(["python", *(Path(sys.argv[0]).name, *sys.argv[1:])]),
+        "command": " ".join(["python", str(Path(__file__).relative_to(ROOT)), *sys.argv[1:]]),
         "versions": {"whence": whence.__version__} | {name: version(name) for name in packages},
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -340,8 +340,7 @@ def _jacobian_bytes(problem: Problem) -> int:
 
 def _working_bytes(problem: Problem, stack: int) -> int:
     """Activations of a batch with K = `stack` vectors beside them."""
-    per_example = problem.activation_size * (1 + 2 * stack) * problem.parameters.element_size()
-    return problem.batch_size(stack) * per_example
+    return problem.batch_size(stack) * problem.example_bytes(stack)
 
 
 def _disk(problem: Problem, queries: Queries) -> int:

@@ -33,8 +33,8 @@ from whence.store import fingerprint
 Forward = Callable[[nn.Module, Any], Tensor]
 """How the model is called on a batch of inputs: `forward(model, inputs) -> outputs`."""
 
-_WORKING_BYTES = 96 * 2**20
-"""Memory that one streamed batch may take: more is not faster on a CPU, and a GPU hides it."""
+_WORKING_BYTES = 48 * 2**20
+"""Memory that one streamed batch may take; on a CPU larger ones leave the cache and are slower."""
 
 
 @dataclass(frozen=True)
@@ -189,14 +189,23 @@ class Problem:
 
     def batch_size(self, stack: int = 1) -> int:
         """How many examples fit the working memory when K = `stack` vectors go along."""
-        per_example = self.activation_size * (1 + 2 * stack) * self.parameters.element_size()
-        return max(1, min(len(self), _WORKING_BYTES // max(1, per_example), 8192))
+        return max(1, min(len(self), _WORKING_BYTES // self.example_bytes(stack), 8192))
+
+    def example_bytes(self, stack: int = 1) -> int:
+        """Memory of one example on its way through the model when K vectors go along."""
+        numbers = self.input_size + self.activation_size * (1 + 2 * stack)
+        return numbers * self.parameters.element_size()
+
+    @cached_property
+    def input_size(self) -> int:
+        """How many numbers the inputs of one example are."""
+        return sum(leaf.numel() for leaf in tree_leaves(self.batch(torch.arange(1)).inputs))
 
     @cached_property
     def activation_size(self) -> int:
-        """How many numbers one example makes on its way through the model, input included."""
+        """How many numbers one example makes on its way through the layers of the model."""
         inputs = self.batch(torch.arange(1)).inputs
-        counted = [sum(leaf.numel() for leaf in tree_leaves(inputs)) // 4]
+        counted: list[int] = []
 
         def count(module: nn.Module, args: object, output: object) -> None:
             del module, args

@@ -34,7 +34,7 @@ class Exact(Curvature):
         damping: added to every eigenvalue, or "auto". With a damping of zero null directions are
             left out, with any other they count as flat.
 
-    Cost: N C P^2 for a Gauss-Newton matrix, P products for a Hessian; 10 P^3; 24 P^2 bytes.
+    Cost: N C P^2 for a Gauss-Newton matrix, P products for a Hessian; 10 P^3; 32 P^2 bytes.
     """
 
     offers_leverage: ClassVar[bool] = True

@@ -215,7 +215,8 @@ def _not_at_optimum(norm: float, pull: float) -> list[str]:
     return [
         f"The model is not at an optimum: the gradient of its objective is {norm:.2g}, and one "
         f"example pulls with {pull:.2g}. Effects describe a removal from the optimum nearby; train "
-        "longer, or check that weight_decay and loss are those of the training."
+        "longer, or check that weight_decay and loss are those of the training (a smooth hinge for "
+        "a model trained with the hinge is such a difference)."
     ]
 
 

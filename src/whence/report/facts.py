@@ -24,7 +24,11 @@ _FACTS = (
     _Fact("removal", "Removal", "how an example is taken out: to first order, or by a Newton step"),
     _Fact("curvature", "Curvature", "how the matrix was inverted that moves the parameters"),
     _Fact("matrix", "Matrix", "which matrix that is"),
-    _Fact("damping", "Damping", "added to its diagonal; more of it makes every effect smaller"),
+    _Fact(
+        "damping",
+        "Damping",
+        "added to its diagonal; more of it makes the predicted movement smaller",
+    ),
     _Fact("residual", "Residual of the solve", "relative error of the solve; 0.01 is one per cent"),
     _Fact("gradient_norm", "Gradient norm", "zero where training has reached its optimum"),
     _Fact("smallest_eigenvalue", "Smallest eigenvalue", "below zero, there is no minimum here"),
