@@ -135,7 +135,7 @@ def test_files_are_named_for_what_they_hold():
 
 def test_every_test_file_stands_where_its_source_stands():
     """tests/core/test_scores.py tests src/whence/core/scores.py."""
-    beside = {"laws", "browser"}  # folders of tests that span the package
+    beside = {"laws", "browser", "experiments", "benchmarks"}  # what no single file answers for
     whole = {"architecture", "docs", "packaging", "api"}  # tests of the project, not of one file
     lost = []
     for path in sorted(TESTS.rglob("test_*.py")):

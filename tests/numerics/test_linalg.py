@@ -1,11 +1,12 @@
-"""Solves against dense float64 algebra; every trick has a test that fails without it."""
+"""Damped solves, checked against dense float64 algebra and closed forms."""
+
+import math
 
 import pytest
 import torch
 from torch import Tensor
-from torch.testing import assert_close
 
-from whence.errors import NegativeCurvature, NonFinite, NotConverged
+from whence.errors import BadArgument, NegativeCurvature, NonFinite, NotConverged, NumericsError
 from whence.numerics.linalg import (
     block_cg,
     decompose,
@@ -15,167 +16,419 @@ from whence.numerics.linalg import (
 )
 
 EPS = torch.finfo(torch.float64).eps
+P = 120
 
 
-def symmetric(values: Tensor, seed: int = 0) -> Tensor:
-    """A matrix with these eigenvalues and random eigenvectors."""
+def normal(*shape: int, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(len(values), len(values), generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(normal)[0]
-    return basis * values.double() @ basis.T
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def rows(count: int, size: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, size, generator=generator, dtype=torch.float64)
+def with_eigenvalues(values: Tensor) -> Tensor:
+    """A symmetric matrix with these eigenvalues and random eigenvectors."""
+    turn = torch.linalg.qr(normal(len(values), len(values), seed=0))[0]
+    matrix = (turn * values) @ turn.T
+    return (matrix + matrix.T) / 2
 
 
-SPREAD = symmetric(torch.logspace(-4, 1, 40))
+def conditioned(condition: float, size: int = P) -> Tensor:
+    return with_eigenvalues(torch.logspace(-math.log10(condition), 0, size, dtype=torch.float64))
 
 
-# ------------------------------------------------------------------ dense matrices
+class Counted:
+    """A matrix as a product that counts its calls."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self.calls = 0
+
+    def __call__(self, stack: Tensor) -> Tensor:
+        self.calls += 1
+        return stack @ self.matrix
 
 
-@pytest.mark.parametrize("damping", [0.0, 0.3])
-def test_a_decomposed_matrix_solves_like_lu(damping):
-    v = rows(3, 40)
-    expected = torch.linalg.solve(SPREAD + damping * torch.eye(40).double(), v.T).T
-    solved = decompose(SPREAD, eps=EPS).solve(v, damping)
-    assert_close(solved, expected, rtol=1e-8, atol=1e-8)  # condition 1e5
+def solved(matrix: Tensor, rhs: Tensor) -> Tensor:
+    return torch.linalg.solve(matrix, rhs.T).T
 
 
-def test_halves_have_the_inverse_as_their_gram_matrix():
-    v = rows(4, 40)
-    eigen = decompose(SPREAD, eps=EPS)
-    half = eigen.half(v, 0.1)
-    assert_close(half @ half.T, v @ eigen.solve(v, 0.1).T, rtol=1e-10, atol=1e-10)
+def relative_residuals(matrix: Tensor, solution: Tensor, rhs: Tensor) -> Tensor:
+    return (solution @ matrix - rhs).norm(dim=1) / rhs.norm(dim=1)
 
 
-def test_null_directions_are_counted_and_left_out_without_damping():
-    matrix = symmetric(torch.tensor([0.0, 1e-18, 0.5, 2.0]))
+# ------------------------------------------------------------------ dense
+
+
+def test_a_solve_without_damping_is_the_pseudo_inverse():
+    matrix = with_eigenvalues(torch.cat([torch.zeros(3), torch.linspace(0.1, 2, 17)]).double())
     eigen = decompose(matrix, eps=EPS)
-    assert eigen.null_count == 2
-    assert eigen.smallest == pytest.approx(0.5)
-    assert_close(eigen.solve(rows(2, 4)), rows(2, 4) @ torch.linalg.pinv(matrix, rtol=1e-12))
+    rhs = normal(4, 20)
+    assert eigen.null_count == 3
+    torch.testing.assert_close(eigen.solve(rhs), rhs @ torch.linalg.pinv(matrix, rtol=1e-10))
 
 
-def test_with_damping_null_directions_are_flat_like_any_other():
-    matrix = symmetric(torch.tensor([0.0, 0.5, 2.0]))
-    expected = torch.linalg.solve(matrix + 0.1 * torch.eye(3).double(), rows(2, 3).T).T
-    assert_close(decompose(matrix, eps=EPS).solve(rows(2, 3), 0.1), expected)
+def test_a_damped_solve_of_a_matrix_of_full_rank_undoes_the_product():
+    matrix, rhs = conditioned(1e3), normal(4, P)
+    x = decompose(matrix, eps=EPS).solve(rhs, 0.01)
+    torch.testing.assert_close(x @ matrix + 0.01 * x, rhs)
 
 
-def test_the_share_in_null_directions_is_that_of_the_norm():
+def test_halves_multiply_to_the_leverage():
+    matrix, rows = conditioned(1e3), normal(5, P)
+    half = decompose(matrix, eps=EPS).half(rows, 0.01)
+    expected = rows @ torch.linalg.inv(matrix + 0.01 * torch.eye(P).double()) @ rows.T
+    torch.testing.assert_close(half @ half.T, expected)
+
+
+def test_eigenvalues_that_rounding_of_float32_could_have_made_are_null_only_for_float32():
+    values = torch.tensor([1e-9, 0.5, 1.0]).double()
+    float32 = decompose(torch.diag(values), eps=torch.finfo(torch.float32).eps)
+    assert float32.null_count == 1
+    assert float32.smallest == 0.5
+    assert decompose(torch.diag(values), eps=EPS).smallest == float(values[0])
+
+
+def test_the_null_share_is_the_sine_of_the_angle_to_the_range():
     eigen = decompose(torch.diag(torch.tensor([0.0, 1.0, 2.0]).double()), eps=EPS)
-    v = torch.tensor([[3.0, 4.0, 0.0], [0.0, 1.0, 1.0]]).double()
-    assert_close(eigen.null_share(v), torch.tensor([0.6, 0.0]).double())
-    assert_close(eigen.without_null(v), torch.tensor([[0.0, 4.0, 0.0], [0.0, 1.0, 1.0]]).double())
+    rows = torch.tensor([[3.0, 4.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([0.6, 0.0, 1.0, 0.0]).double()
+    torch.testing.assert_close(eigen.null_share(rows.double()), expected)
+
+
+def test_smallest_largest_and_mean_are_those_of_the_spectrum():
+    eigen = decompose(with_eigenvalues(torch.tensor([-2.0, 1.0, 4.0]).double()), eps=EPS)
+    assert (eigen.smallest, eigen.largest, eigen.mean) == pytest.approx((-2, 4, 1))
+
+
+def test_a_matrix_that_is_not_symmetric_is_refused():
+    with pytest.raises(NumericsError, match="mirror images by up to 5"):
+        decompose(torch.tensor([[1.0, 5.0], [0.0, 1.0]]).double(), eps=EPS)
+
+
+def test_asymmetry_far_from_the_first_rows_is_seen_too():
+    matrix = torch.eye(1500).double()
+    matrix[1400, 1200] = 1
+    with pytest.raises(NumericsError, match="mirror"):
+        decompose(matrix, eps=EPS)
+
+
+def test_asymmetry_of_rounding_is_allowed():
+    matrix = conditioned(10.0)
+    matrix[0, 1] += 1e-12
+    decompose(matrix, eps=EPS)
 
 
 def test_a_matrix_with_nan_is_refused():
-    with pytest.raises(NonFinite, match="curvature matrix"):
-        decompose(torch.full((2, 2), torch.nan), eps=EPS)
+    with pytest.raises(NonFinite):
+        decompose(torch.full((2, 2), torch.nan).double(), eps=EPS)
+
+
+def test_a_decomposition_that_fails_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch):
+    def fail(_: Tensor) -> None:
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    with pytest.raises(NumericsError, match="no convergence"):
+        decompose(torch.eye(2).double(), eps=EPS)
 
 
 # ------------------------------------------------------------------ block conjugate gradients
 
 
-@pytest.mark.parametrize("count", [1, 3, 40, 55])  # 55 rows in 40 dimensions
-def test_block_cg_solves_like_a_dense_solve(count):
-    v = rows(count, 40)
-    result = block_cg(lambda x: x @ SPREAD, v, tolerance=1e-11, max_steps=400)
-    expected = torch.linalg.solve(SPREAD, v.T).T
-    assert_close(result.solution, expected, rtol=1e-5, atol=1e-5)  # tolerance x condition 1e5
-    true = (result.solution @ SPREAD - v).norm(dim=1) / v.norm(dim=1)
-    assert_close(result.residuals, true, rtol=1e-6, atol=1e-15)
-    assert float(true.max()) <= 1e-11
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize("condition", [1e1, 1e4])
+def test_the_solution_is_that_of_dense_algebra(count, condition):
+    matrix, rhs = conditioned(condition), normal(count, P)
+    result = block_cg(Counted(matrix), rhs, tolerance=1e-11, max_steps=2000)
+    error = (result.solution - solved(matrix, rhs)).norm(dim=1) / rhs.norm(dim=1)
+    assert float(error.max()) <= 1e-11 * condition  # |error| <= |residual| / smallest eigenvalue
 
 
-def test_dependent_rows_and_zero_rows_are_solved_like_any_other():
-    first = rows(2, 40)
-    v = torch.cat([first, first, first[:1] - 2 * first[1:], torch.zeros(1, 40).double()])
-    solution = block_cg(lambda x: x @ SPREAD, v, tolerance=1e-10, max_steps=400).solution
-    assert_close(solution[:2], solution[2:4])
-    assert_close(solution[4], solution[0] - 2 * solution[1], rtol=1e-4, atol=1e-4)
-    assert bool((solution[5] == 0).all())
+def test_the_reported_residuals_are_the_true_ones():
+    matrix, rhs = conditioned(1e4), normal(5, P) * torch.logspace(-6, 6, 5).double()[:, None]
+    result = block_cg(Counted(matrix), rhs, tolerance=1e-9, max_steps=2000)
+    true = relative_residuals(matrix, result.solution, rhs)
+    assert float(true.max()) <= 1e-9 * (1 + 1e-6)
+    torch.testing.assert_close(result.residuals, true, rtol=1e-6, atol=1e-15)
 
 
-def test_many_rows_share_their_search_space():
-    """Twenty rows together take far fewer products than the worst of them alone."""
-    alone = max(
-        block_cg(lambda x: x @ SPREAD, v[None], tolerance=1e-8, max_steps=400).steps
-        for v in rows(20, 40)
+def test_a_condition_of_a_million_is_solved_to_1e_11():
+    """Right-hand sides in the range, as gradients are: |x| is moderate, and so is its rounding."""
+    matrix = conditioned(1e6)
+    rhs = normal(8, P) @ matrix
+    result = block_cg(Counted(matrix), rhs, tolerance=1e-11, max_steps=3000)
+    assert float(relative_residuals(matrix, result.solution, rhs).max()) <= 1e-11 * (1 + 1e-6)
+
+
+def test_drift_of_the_recursive_residual_is_repaired_by_starting_again():
+    """Near what rounding allows the first check fails, although the recursion had said "done"."""
+    matrix, rhs = conditioned(1e6), normal(4, P, seed=2)
+    direct = float(relative_residuals(matrix, solved(matrix, rhs), rhs).max())
+    checked: list[float] = []
+
+    def product(stack: Tensor) -> Tensor:
+        image = stack @ matrix
+        if not torch.allclose(stack @ stack.T, torch.eye(len(stack)).double()):  # no directions
+            checked.append(float(relative_residuals(matrix, stack, rhs).max()))
+        return image
+
+    result = block_cg(product, rhs, tolerance=1.5 * direct, max_steps=3000)
+    assert checked[0] > 1.5 * direct
+    assert float(result.residuals.max()) <= 1.5 * direct
+
+
+def test_a_tolerance_that_rounding_forbids_is_refused_and_not_far_above_a_direct_solve():
+    matrix, rhs = conditioned(1e6), normal(8, P)
+    direct = float(relative_residuals(matrix, solved(matrix, rhs), rhs).max())
+    with pytest.raises(NotConverged, match="rounding lets it go no further"):
+        block_cg(Counted(matrix), rhs, tolerance=direct / 100, max_steps=5000)
+    block_cg(Counted(matrix), rhs, tolerance=4 * direct, max_steps=5000)
+
+
+def test_many_rows_need_fewer_steps_than_few():
+    """Fails with directions made orthonormal through their Gram matrix: 243 steps for 32 rows."""
+    matrix = conditioned(1e4, 300)
+    few = block_cg(Counted(matrix), normal(8, 300), tolerance=1e-11, max_steps=2000).steps
+    many = block_cg(Counted(matrix), normal(32, 300), tolerance=1e-11, max_steps=2000).steps
+    assert many < few / 2
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-14, 1e-9, 1e-6])
+def test_dependent_rows_cost_no_more_steps_than_one_of_each(distance):
+    matrix, rows = conditioned(1e4, 300), normal(4, 300)
+    alone = block_cg(Counted(matrix), rows, tolerance=1e-11, max_steps=3000)
+    stack = torch.cat([rows, rows + distance * normal(4, 300, seed=5)])
+    both = block_cg(Counted(matrix), stack, tolerance=1e-11, max_steps=3000)
+    assert both.steps <= 1.1 * alone.steps
+    assert float(relative_residuals(matrix, both.solution, stack).max()) <= 1e-11 * (1 + 1e-6)
+
+
+def test_copies_are_not_multiplied():
+    widths: list[int] = []
+    matrix, rows = conditioned(1e3), normal(3, P)
+
+    def product(stack: Tensor) -> Tensor:
+        widths.append(len(stack))
+        return stack @ matrix
+
+    stack = torch.cat([rows, -2 * rows, rows[:1] + rows[1:2]])
+    block_cg(product, stack, tolerance=1e-9, max_steps=500)
+    assert max(widths[:-1]) == 3  # the last is the check of all rows
+
+
+def test_more_rows_than_dimensions_cost_the_dimension():
+    widths: list[int] = []
+    matrix = conditioned(1e3, 20)
+
+    def product(stack: Tensor) -> Tensor:
+        widths.append(len(stack))
+        return stack @ matrix
+
+    rhs = normal(70, 20)
+    result = block_cg(product, rhs, tolerance=1e-10, max_steps=50)
+    torch.testing.assert_close(result.solution, solved(matrix, rhs), rtol=1e-6, atol=1e-6)
+    assert max(widths[:-1]) == 20  # the last is the check of all rows
+
+
+def test_zero_rows_give_zero_and_an_empty_stack_an_empty_one():
+    rhs = torch.cat([torch.zeros(1, P).double(), normal(2, P), torch.zeros(1, P).double()])
+    result = block_cg(Counted(conditioned(10.0)), rhs, tolerance=1e-10, max_steps=200)
+    assert torch.equal(result.solution[[0, 3]], torch.zeros(2, P).double())
+    assert float(result.residuals[[0, 3]].max()) == 0
+    empty = block_cg(Counted(conditioned(10.0)), rhs[:0], tolerance=1e-10, max_steps=200)
+    assert empty.solution.shape == (0, P)
+    zeros = block_cg(Counted(conditioned(10.0)), rhs[:1], tolerance=1e-10, max_steps=200)
+    assert torch.equal(zeros.solution, rhs[:1])
+
+
+def test_rows_whose_squares_underflow_are_solved():
+    matrix, rhs = conditioned(1e2), normal(3, P)
+    small = block_cg(Counted(matrix), rhs * 1e-200, tolerance=1e-11, max_steps=500)
+    expected = solved(matrix, rhs)
+    torch.testing.assert_close(small.solution * 1e200, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_a_row_is_solved_alike_alone_and_in_a_stack():
+    matrix, rhs = conditioned(1e3), normal(6, P)
+    together = block_cg(Counted(matrix), rhs, tolerance=1e-10, max_steps=1000).solution
+    for k in range(len(rhs)):
+        alone = block_cg(Counted(matrix), rhs[k : k + 1], tolerance=1e-10, max_steps=1000)
+        distance = float((alone.solution[0] - together[k]).norm() / rhs[k].norm())
+        assert distance <= 2 * 1e-10 * 1e3
+
+
+def test_a_singular_matrix_is_solved_for_rows_in_its_range():
+    matrix = with_eigenvalues(torch.cat([torch.zeros(100), torch.linspace(0.1, 1, 20)]).double())
+    rhs = normal(40, P) @ matrix  # more rows than the rank
+    result = block_cg(Counted(matrix), rhs, tolerance=1e-9, max_steps=100)
+    expected = rhs @ torch.linalg.pinv(matrix, rtol=1e-10)
+    torch.testing.assert_close(result.solution, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_singular_matrix_is_not_called_negative_where_rounding_makes_it_so():
+    matrix = with_eigenvalues(torch.cat([torch.zeros(100), torch.linspace(0.1, 1, 20)]).double())
+    with pytest.raises(NotConverged):
+        block_cg(Counted(matrix), normal(4, P), tolerance=1e-8, max_steps=100)
+
+
+def test_negative_curvature_is_refused_with_its_value():
+    values = torch.linspace(0.1, 1, P).double()
+    values[0] = -0.3
+    with pytest.raises(NegativeCurvature) as caught:
+        block_cg(Counted(with_eigenvalues(values)), normal(4, P), tolerance=1e-8, max_steps=500)
+    told = float(caught.value.found.split("curvature is ")[1].split(" ")[0])
+    assert -0.3 - 1e-9 <= told < 0  # a Rayleigh quotient lies inside the range
+
+
+def test_stopping_early_says_how_many_rows_and_how_far():
+    with pytest.raises(NotConverged, match=r"at relative residual .* \(asked 1.0e-11\); 4 of 4"):
+        block_cg(Counted(conditioned(1e4)), normal(4, P), tolerance=1e-11, max_steps=5)
+
+
+def test_only_as_many_products_are_made_as_reported():
+    product = Counted(conditioned(1e3))
+    assert block_cg(product, normal(4, P), tolerance=1e-8, max_steps=500).steps == product.calls
+
+
+def test_rayleigh_quotients_lie_inside_the_range_of_eigenvalues():
+    result = block_cg(Counted(conditioned(1e3)), normal(8, P), tolerance=1e-10, max_steps=500)
+    assert 1e-3 * (1 - 1e-9) <= result.smallest_ritz < result.largest_ritz <= 1 + 1e-9
+
+
+def test_nan_is_blamed_on_the_side_it_comes_from():
+    rhs = normal(3, P)
+    with pytest.raises(NonFinite, match="Product 1"):
+        block_cg(lambda stack: stack * torch.nan, rhs, tolerance=1e-8, max_steps=9)
+    rhs[1, 0] = torch.nan
+    with pytest.raises(NonFinite, match="1 of 3 right-hand sides"):
+        block_cg(Counted(conditioned(10.0)), rhs, tolerance=1e-8, max_steps=9)
+
+
+def test_the_type_of_the_rows_is_kept():
+    matrix = conditioned(10.0).float()
+    result = block_cg(Counted(matrix), normal(4, P).float(), tolerance=1e-5, max_steps=200)
+    assert result.solution.dtype == torch.float32
+    true = relative_residuals(matrix.double(), result.solution.double(), normal(4, P))
+    assert float(true.max()) <= 1.1e-5
+
+
+# ------------------------------------------------------------------ random sketches
+
+
+def test_the_preconditioner_equals_its_formula():
+    """On a matrix of rank r the sketch is exact, so U and l are its eigenpairs."""
+    values = torch.cat([torch.zeros(P - 10), torch.linspace(1, 5, 10)]).double()
+    matrix, damping = with_eigenvalues(values), 0.01
+    made = nystrom_preconditioner(
+        Counted(matrix), torch.zeros(P).double(), rank=10, damping=damping, seed=0
     )
-    together = block_cg(lambda x: x @ SPREAD, rows(20, 40), tolerance=1e-8, max_steps=400).steps
-    assert together < alone / 3
+    kept, vectors = torch.linalg.eigh(matrix)
+    U, top = vectors[:, -10:], kept[-10:]
+    expected = torch.eye(P).double() + (U * ((top.min() + damping) / (top + damping) - 1)) @ U.T
+    torch.testing.assert_close(made(torch.eye(P).double()), expected, rtol=1e-8, atol=1e-8)
 
 
-def test_the_true_residual_decides_where_the_recursive_one_has_drifted():
-    """At condition 1e10 the recursion believes in 1e-11 long before it is true."""
-    matrix = symmetric(torch.logspace(-9, 1, 30))
-    v = rows(2, 30) @ matrix
-    result = block_cg(lambda x: x @ matrix, v, tolerance=1e-9, max_steps=2000)
-    assert float(((result.solution @ matrix - v).norm(dim=1) / v.norm(dim=1)).max()) <= 1e-9
+@pytest.mark.parametrize("damping", [0.0, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sketch_wider_than_the_rank_stays_positive_and_orthonormal(damping, dtype):
+    root = normal(5, P)
+    matrix = (root.T @ root).to(dtype)
+    made = nystrom_preconditioner(
+        Counted(matrix), torch.zeros(P, dtype=dtype), rank=20, damping=damping, seed=0
+    )
+    width = made.basis.shape[1]
+    torch.testing.assert_close(made.basis.T @ made.basis, torch.eye(width, dtype=dtype))
+    assert float((1 + made.factors).min()) > 0
 
 
-def test_negative_curvature_is_detected():
-    values = torch.linspace(1, 2, 30)
-    values[7] = -0.5
-    with pytest.raises(NegativeCurvature, match="curvature is -"):
-        block_cg(lambda x: x @ symmetric(values), rows(2, 30), tolerance=1e-8, max_steps=100)
+def test_preconditioning_saves_steps_where_the_spectrum_decays_and_changes_no_solution():
+    decaying = with_eigenvalues(torch.arange(1, P + 1, dtype=torch.float64) ** -3.0)
+    damping = 1e-6
+    made = nystrom_preconditioner(
+        Counted(decaying), torch.zeros(P).double(), rank=60, damping=damping, seed=0
+    )
+    matrix, rhs = decaying + damping * torch.eye(P).double(), normal(2, P)
+    options = {"tolerance": 1e-9, "max_steps": 3000}
+    plain = block_cg(Counted(matrix), rhs, **options)
+    helped = block_cg(Counted(matrix), rhs, preconditioner=made, **options)
+    assert helped.steps < plain.steps / 3
+    bound = 2 * 1e-9 / float(torch.linalg.eigvalsh(matrix)[0])
+    apart = (helped.solution - plain.solution).norm(dim=1) / rhs.norm(dim=1)
+    assert float(apart.max()) <= bound
 
 
-def test_a_solve_that_ends_too_early_says_how_far_it_came():
-    with pytest.raises(NotConverged, match=r"2 of 2 solves .* Curvature met: "):
-        block_cg(lambda x: x @ SPREAD, rows(2, 40), tolerance=1e-9, max_steps=5)
+def test_the_trace_of_a_diagonal_matrix_is_exact_with_random_signs():
+    mean, error = trace(
+        Counted(torch.diag(torch.arange(5.0).double())), torch.zeros(5).double(), probes=3, seed=0
+    )
+    assert mean == 10
+    assert error == 0
 
 
-def test_a_tolerance_below_rounding_is_an_error_and_no_endless_loop():
-    with pytest.raises(NotConverged, match="rounding"):
-        block_cg(
-            lambda x: x @ SPREAD.float(), rows(2, 40).float(), tolerance=1e-12, max_steps=10_000
+def test_the_standard_error_of_the_trace_is_honest():
+    """The error of the estimate, in its own standard errors, has a mean square of about one."""
+    matrix = conditioned(10.0, 40)
+    true, squares = float(matrix.trace()), []
+    for seed in range(200):
+        mean, error = trace(Counted(matrix), torch.zeros(40).double(), probes=30, seed=seed)
+        squares.append(((mean - true) / error) ** 2)
+    # Student's t with 29 degrees of freedom: mean 29/27, standard deviation of 200 means 0.11
+    assert sum(squares) / 200 == pytest.approx(29 / 27, abs=4 * 0.11)
+
+
+def test_one_probe_has_no_standard_error():
+    with pytest.raises(BadArgument):
+        trace(Counted(torch.eye(3).double()), torch.zeros(3).double(), probes=1, seed=0)
+
+
+def test_ritz_values_lie_inside_the_range_and_full_steps_reach_its_ends():
+    values = torch.linspace(-1, 3, 40).double()
+    product, like = Counted(with_eigenvalues(values)), torch.zeros(40).double()
+    for steps in (1, 5, 15):
+        low, high = extreme_eigenvalues(product, like, steps=steps, seed=0)
+        assert -1 - 1e-12 <= low <= high <= 3 + 1e-12
+    assert extreme_eigenvalues(product, like, steps=40, seed=0) == pytest.approx((-1, 3))
+
+
+def test_full_orthogonalisation_finds_no_eigenvalue_outside_long_after_convergence():
+    values = torch.logspace(-8, 0, 60, dtype=torch.float64)
+    values[-1] = 1e4  # converges at once: without reorthogonalisation ghosts of it appear
+    ends = extreme_eigenvalues(
+        Counted(with_eigenvalues(values)), torch.zeros(60).double(), steps=60, seed=0
+    )
+    assert ends[1] == pytest.approx(1e4, rel=1e-12)
+    assert ends[0] >= -1e-10  # P eps times the largest
+
+
+def test_an_invariant_space_ends_the_iteration():
+    product = Counted(torch.eye(50).double() * 7)
+    ends = extreme_eigenvalues(product, torch.zeros(50).double(), steps=20, seed=0)
+    assert ends == pytest.approx((7, 7))
+    assert product.calls <= 3
+
+
+def test_ends_are_missed_no_more_often_than_the_bound_says():
+    values, steps, share = torch.linspace(0, 1, P).double(), 15, 0.05
+    product = Counted(with_eigenvalues(values))
+    missed = [
+        extreme_eigenvalues(product, torch.zeros(P).double(), steps=steps, seed=seed)[1] < 1 - share
+        for seed in range(50)
+    ]
+    bound = math.sqrt(P) * math.exp(-(2 * steps - 1) * math.sqrt(share))
+    assert sum(missed) / 50 <= bound
+
+
+def test_a_product_that_is_not_a_number_ends_the_iteration():
+    with pytest.raises(NonFinite):
+        extreme_eigenvalues(
+            lambda stack: stack * torch.nan, torch.zeros(5).double(), steps=3, seed=0
         )
 
 
-def test_a_product_that_is_not_a_number_is_refused():
-    with pytest.raises(NonFinite, match="Product 1"):
-        block_cg(lambda x: x * torch.nan, rows(1, 4), tolerance=1e-6, max_steps=9)
-
-
-# ------------------------------------------------------------------ sketches
-
-
-def test_a_full_sketch_is_the_formula():
-    """With rank P the sketch is exact: P^-1 = U diag((l_min + d) / (l + d)) U^T."""
-    matrix, damping = symmetric(torch.linspace(0.5, 4, 12)), 0.2
-    condition = nystrom_preconditioner(
-        lambda x: x @ matrix, torch.zeros(12).double(), rank=12, damping=damping, seed=0
-    )
-    values, basis = torch.linalg.eigh(matrix)
-    expected = basis * ((values[0] + damping) / (values + damping)) @ basis.T
-    assert_close(condition(torch.eye(12).double()), expected, rtol=1e-8, atol=1e-8)
-
-
-def test_a_sketch_saves_most_of_the_steps_on_a_decaying_spectrum():
-    matrix = symmetric(torch.logspace(2, -8, 200).clamp_min(0.1))
-    like, v = torch.zeros(200).double(), rows(1, 200)
-    condition = nystrom_preconditioner(lambda x: x @ matrix, like, rank=100, damping=0.0, seed=0)
-    bare = block_cg(lambda x: x @ matrix, v, tolerance=1e-8, max_steps=500)
-    helped = block_cg(
-        lambda x: x @ matrix, v, tolerance=1e-8, max_steps=500, preconditioner=condition
-    )
-    assert helped.steps < bare.steps / 3
-    assert_close(helped.solution, bare.solution, rtol=1e-4, atol=1e-3)
-
-
-def test_the_trace_lies_within_its_own_error():
-    found, error = trace(lambda x: x @ SPREAD, torch.zeros(40).double(), probes=400, seed=0)
-    assert abs(found - float(SPREAD.trace())) < 4 * error
-
-
-def test_ritz_values_approach_the_ends_of_the_spectrum_from_within():
-    like = torch.zeros(40).double()
-    few = extreme_eigenvalues(lambda x: x @ SPREAD, like, steps=8, seed=0)
-    assert 1e-4 < few[0] < few[1] < 10
-    all_steps = extreme_eigenvalues(lambda x: x @ SPREAD, like, steps=60, seed=0)
-    assert all_steps == pytest.approx((1e-4, 10.0), rel=1e-6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_seeds_decide_and_types_do_not(dtype):
+    matrix, like = conditioned(10.0).to(dtype), torch.zeros(P, dtype=dtype)
+    first = trace(Counted(matrix), like, probes=4, seed=3)
+    assert first == trace(Counted(matrix), like, probes=4, seed=3)
+    wide = trace(Counted(conditioned(10.0)), torch.zeros(P).double(), probes=4, seed=3)
+    assert first == pytest.approx(wide, rel=1e-4)
+    assert first != trace(Counted(matrix), like, probes=4, seed=4)

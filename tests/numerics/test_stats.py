@@ -1,108 +1,187 @@
-"""Statistics against scipy and brute force."""
+"""Statistics against scipy, scikit-learn and counting by hand."""
 
 import itertools
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
-from scipy import stats as reference
+import scipy.stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from whence.errors import BadArgument, BadData
 from whence.numerics import stats
 
-RANDOM = np.random.default_rng(0)
-X = RANDOM.standard_normal((4, 30))
-Y = 0.5 * X + RANDOM.standard_normal((4, 30))
+
+def related(rows: int, columns: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(rows, columns))
+    return x, 2 * x + noise * random.normal(size=x.shape) + 5
 
 
 def test_correlations_and_slopes_are_those_of_scipy_row_by_row():
-    for row, (x, y) in enumerate(zip(X, Y, strict=True)):
-        assert_allclose(stats.pearson(X, Y)[row], reference.pearsonr(x, y)[0])
-        assert_allclose(stats.spearman(X, Y)[row], reference.spearmanr(x, y)[0])
-        assert_allclose(stats.slope(X, Y)[row], reference.linregress(x, y).slope)
+    x, y = related(4, 30, 1.0)
+    x[:, :10] = x[:, :10].round()  # ties
+    for row in range(4):
+        line = scipy.stats.linregress(x[row], y[row])
+        assert stats.pearson(x, y)[row] == pytest.approx(line.rvalue, rel=1e-12)
+        assert stats.slope(x, y)[row] == pytest.approx(line.slope, rel=1e-12)
+        expected = scipy.stats.spearmanr(x[row], y[row]).statistic
+        assert stats.spearman(x, y)[row] == pytest.approx(expected, rel=1e-12)
 
 
-def test_ties_share_their_mean_rank():
-    x, y = [1, 2, 2, 3, 3, 3], [2, 1, 3, 3, 5, 4]
-    assert_allclose(stats.spearman(x, y), reference.spearmanr(x, y)[0])
+@pytest.mark.parametrize("statistic", [stats.pearson, stats.spearman, stats.slope])
+def test_a_vector_is_treated_as_one_row(statistic):
+    x, y = related(1, 20, 1.0)
+    assert float(statistic(x[0], y[0])) == statistic(x, y)[0]
 
 
-def test_a_constant_row_has_no_correlation():
-    """0.1 + 0.1 + 0.1 is not 0.3, so a mean that is taken off leaves rounding, not zero."""
-    assert np.isnan(stats.pearson(np.full(7, 0.1), np.arange(7.0)))
-    assert np.isnan(stats.slope(np.full(7, 0.1), np.arange(7.0)))
+@pytest.mark.parametrize("statistic", [stats.pearson, stats.spearman, stats.slope])
+def test_constant_predictions_give_nan_although_their_mean_is_rounded(statistic):
+    """0.1 less the rounded mean of 0.1 is not zero: the noise would correlate with anything."""
+    x = np.stack([np.full(7, 0.1), np.arange(7.0)])
+    found = statistic(x, np.tile(np.arange(7.0), (2, 1)))
+    assert np.isnan(found[0])
+    assert found[1] == pytest.approx(1)
 
 
-def test_medians_leave_out_what_is_no_number():
-    assert stats.median([np.nan, 1, 3, np.inf]) == 2
+def test_the_slope_is_that_of_a_line_with_an_intercept():
+    x = np.array([1.0, 2.0, 4.0])
+    assert float(stats.slope(x, 3 * x + 100)) == pytest.approx(3)
+
+
+def test_the_median_leaves_out_what_is_not_a_number():
+    assert stats.median([np.nan, 1, 5, np.nan, 3]) == 3
     assert np.isnan(stats.median([np.nan]))
 
 
-def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say():
-    """Correlation 0.6, 200 experiments: 95 % +- four standard errors of that share."""
-    random = np.random.default_rng(1)
-    held = 0
-    for seed in range(200):
-        x = random.standard_normal(60)
-        y = 0.6 * x + 0.8 * random.standard_normal(60)
-        low, high = stats.bootstrap_interval(stats.pearson, x, y, draws=200, seed=seed)
-        held += low <= 0.6 <= high
-    assert held / 200 > 0.95 - 4 * np.sqrt(0.95 * 0.05 / 200)
+@pytest.mark.parametrize("shapes", [((3,), (4,)), ((2, 3), (3,)), ((0,), (0,)), ((1, 1, 2),) * 2])
+def test_arrays_that_do_not_fit_are_refused(shapes):
+    with pytest.raises(BadData):
+        stats.pearson(np.ones(shapes[0]), np.ones(shapes[1]))
 
 
-def test_bootstrap_draws_the_same_examples_for_all_queries():
-    """Two equal rows have the interval of one."""
-    one = stats.bootstrap_interval(stats.pearson, X[0], Y[0], seed=3)
-    two = stats.bootstrap_interval(stats.pearson, X[[0, 0]], Y[[0, 0]], seed=3)
-    assert_allclose(one, two)
+# ------------------------------------------------------------------ intervals and ceilings
 
 
-def test_the_noise_ceiling_is_the_correlation_of_the_truth_with_noisy_measurements():
-    random = np.random.default_rng(2)
-    truth = random.standard_normal(200_000)
-    noisy = truth + 0.7 * random.standard_normal(200_000)
-    ceiling = stats.noise_ceiling(noisy.var(), 0.49)
-    assert_allclose(ceiling, np.corrcoef(truth, noisy)[0, 1], atol=0.01)
-    assert stats.noise_ceiling(1.0, 2.0) == 0
-    assert np.isnan(stats.noise_ceiling(0.0, 0.0))
+def test_the_interval_covers_the_true_correlation_about_as_often_as_it_says():
+    truth, hits = 1 / np.sqrt(1 + 0.5**2), 0
+    for seed in range(100):
+        x, y = related(1, 80, 1.0, seed)  # correlation 2 / sqrt(4 + 1)
+        low, high = stats.bootstrap_interval(stats.pearson, x, y, draws=200, level=0.9, seed=seed)
+        hits += low <= truth <= high
+    assert 78 <= hits <= 98  # 90 of 100, four standard deviations of 3 below; percentile intervals
 
 
-def test_auc_counts_pairs():
-    scores, labels = RANDOM.integers(0, 5, 20), RANDOM.integers(0, 2, 20)
-    pairs = [
-        (p > n) + 0.5 * (p == n)
-        for p, n in itertools.product(scores[labels == 1], scores[labels == 0])
-    ]
-    assert_allclose(stats.auc(scores, labels), np.mean(pairs))
+def test_the_interval_is_that_of_drawing_pairs_by_hand():
+    x, y = related(3, 12, 1.0)
+    random = np.random.default_rng(4)
+    found = []
+    for _ in range(50):
+        columns = random.integers(0, 12, 12)
+        rows = [np.corrcoef(x[q, columns], y[q, columns])[0, 1] for q in range(3)]
+        found.append(np.median(rows))
+    expected = np.quantile(found, [0.1, 0.9])
+    interval = stats.bootstrap_interval(stats.pearson, x, y, level=0.8, draws=50, seed=4)
+    assert interval == pytest.approx(tuple(expected))
 
 
-def test_average_precision_is_the_mean_precision_at_the_positives():
-    assert_allclose(stats.average_precision([4, 3, 2, 1], [1, 0, 1, 0]), (1 + 2 / 3) / 2)
-    assert_allclose(stats.average_precision([1, 1, 1, 1], [1, 0, 0, 0]), 1 / 4)  # ties together
+def test_queries_that_share_their_examples_do_not_narrow_the_interval():
+    """Copies of one query bring no information: columns are drawn jointly."""
+    x, y = related(1, 25, 2.0)
+    one = stats.bootstrap_interval(stats.pearson, x, y, seed=1)
+    copies = stats.bootstrap_interval(
+        stats.pearson, np.repeat(x, 9, axis=0), np.repeat(y, 9, axis=0), seed=1
+    )
+    assert copies == pytest.approx(one)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 10, 29, 30, 99])
-def test_a_spread_has_distinct_positions_and_both_ends(count):
-    values = X[0]
-    found = stats.spread(values, count, seed=5)
-    assert len(set(found.tolist())) == len(found) == min(count, 30)
-    assert list(values[found]) == sorted(values[found])
-    if count >= 2:
-        assert {values.argmin(), values.argmax()} <= set(found.tolist())
+def test_an_interval_of_constant_predictions_is_nan():
+    assert np.isnan(stats.bootstrap_interval(stats.pearson, np.ones(9), np.arange(9.0))).all()
 
 
-def test_a_spread_takes_one_from_every_stratum():
-    values = np.arange(102.0)
-    inner = stats.spread(values, 12, seed=0)[1:-1]
-    assert_allclose((inner - 1) // 10, np.arange(10))
+@pytest.mark.parametrize("options", [{"level": 0.0}, {"level": 1.0}, {"draws": 0}])
+def test_impossible_intervals_are_refused(options):
+    with pytest.raises(BadArgument):
+        stats.bootstrap_interval(stats.pearson, np.arange(5.0), np.arange(5.0), **options)
 
 
-def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(BadData, match="shape"):
-        stats.pearson([1, 2], [1, 2, 3])
-    with pytest.raises(BadData, match="positive"):
-        stats.auc([1, 2], [1, 1])
-    with pytest.raises(BadArgument, match="level"):
-        stats.bootstrap_interval(stats.pearson, X, Y, level=1.5)
-    with pytest.raises(BadArgument, match="positions"):
-        stats.spread([1, 2], 0)
+def test_a_perfect_predictor_reaches_the_noise_ceiling():
+    random = np.random.default_rng(0)
+    signal = random.normal(size=200_000)
+    measured = signal + 0.5 * random.normal(size=signal.size)
+    ceiling = stats.noise_ceiling(measured.var(), 0.25)
+    # the standard error of a correlation of 0.9 from 200,000 pairs is 4e-4
+    assert float(stats.pearson(signal, measured)) == pytest.approx(float(ceiling), abs=2e-3)
+
+
+def test_the_ceiling_is_zero_where_all_is_noise_and_nan_where_nothing_varies():
+    found = stats.noise_ceiling([1.0, 1.0, 0.0, 4.0], [1.0, 2.0, 0.0, 0.0])
+    np.testing.assert_array_equal(found, [0, 0, np.nan, 1])
+
+
+# ------------------------------------------------------------------ rankings
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_areas_are_those_of_scikit_learn_with_ties(seed):
+    random = np.random.default_rng(seed)
+    labels = np.append(random.integers(0, 2, 28), [0, 1])
+    scores = random.integers(0, 6, 30) + labels
+    assert stats.auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+    expected = average_precision_score(labels, scores)
+    assert stats.average_precision(scores, labels) == pytest.approx(expected)
+
+
+def test_the_area_counts_pairs_in_order():
+    scores, labels = np.array([0.1, 0.4, 0.4, 0.8, 0.3]), np.array([0, 1, 0, 1, 0])
+    pairs = itertools.product(scores[labels == 1], scores[labels == 0])
+    wins = [(high > low) + 0.5 * (high == low) for high, low in pairs]
+    assert stats.auc(scores, labels) == pytest.approx(np.mean(wins))
+
+
+@pytest.mark.parametrize("area", [stats.auc, stats.average_precision])
+@pytest.mark.parametrize(
+    ("scores", "labels"),
+    [
+        ([1, np.nan, 2], [0, 1, 1]),
+        ([1, 2, 3], ["no", "yes", "no"]),  # any text that is not empty would count as true
+        ([1, 2, 3], [1, 2, 1]),
+        ([1, 2], [1, 1]),
+        ([1, 2], [0, 1, 0]),
+    ],
+)
+def test_rankings_without_meaning_are_refused(area, scores, labels):
+    with pytest.raises(BadData):
+        area(scores, labels)
+
+
+# ------------------------------------------------------------------ spread
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 49, 50])
+def test_positions_are_distinct_ascending_and_reach_both_ends(count):
+    values = np.random.default_rng(0).normal(size=50) ** 3
+    chosen = stats.spread(values, count, seed=1)
+    assert len(set(chosen.tolist())) == count
+    assert (np.diff(values[chosen]) >= 0).all()
+    assert values[chosen[0]] == values.min()
+    assert values[chosen[-1]] == values.max()
+
+
+def test_one_position_comes_from_each_stratum():
+    ranks = stats.spread(np.arange(102.0), 12, seed=3)
+    assert ((ranks[1:-1] - 1) // 10).tolist() == list(range(10))
+
+
+def test_the_seed_decides_and_ties_are_no_trouble():
+    values = np.random.default_rng(0).normal(size=200)
+    first = stats.spread(values, 20, seed=1)
+    np.testing.assert_array_equal(first, stats.spread(values, 20, seed=1))
+    assert (first != stats.spread(values, 20, seed=2)).any()
+    assert len(set(stats.spread(np.zeros(30), 10).tolist())) == 10
+
+
+def test_impossible_choices_are_refused():
+    with pytest.raises(BadArgument):
+        stats.spread(np.arange(5.0), 0)
+    with pytest.raises(BadData):
+        stats.spread([1.0, np.nan, 3.0], 2)

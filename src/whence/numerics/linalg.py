@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from whence.errors import NegativeCurvature, NonFinite, NotConverged, NumericsError
+from whence.errors import BadArgument, NegativeCurvature, NonFinite, NotConverged, NumericsError
 
 Product = Callable[[Tensor], Tensor]
 """(K, P) -> (K, P), the rows times a symmetric matrix."""
@@ -114,7 +114,7 @@ def decompose(matrix: Tensor, *, eps: float) -> Eigen:
 
     Raises:
         NonFinite: the matrix holds NaN or infinity.
-        NumericsError: the decomposition did not converge.
+        NumericsError: the matrix is not symmetric, or the decomposition did not converge.
     """
     if not bool(matrix.isfinite().all()):
         raise NonFinite(
@@ -123,6 +123,7 @@ def decompose(matrix: Tensor, *, eps: float) -> Eigen:
             remedy="Look for square roots or logarithms at zero in the model; a float64 model "
             "(problem.to(dtype=torch.float64)) overflows later.",
         )
+    _check_symmetry(matrix, eps)
     try:
         values, vectors = torch.linalg.eigh(matrix.double())
     except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
@@ -133,6 +134,20 @@ def decompose(matrix: Tensor, *, eps: float) -> Eigen:
             remedy='Use curvature="cg", which needs products only.',
         ) from error
     return Eigen(values, vectors, len(matrix) * eps * float(values.abs().max()))
+
+
+def _check_symmetry(matrix: Tensor, eps: float) -> None:
+    """Half of the digits must agree: `eigh` reads one triangle and never looks at the other."""
+    rows = 1024  # at a time, so that no second matrix is held
+    pairs = ((matrix[i : i + rows], matrix[:, i : i + rows].T) for i in range(0, len(matrix), rows))
+    apart = max((float((here - there).abs().max()) for here, there in pairs), default=0.0)
+    if apart > eps**0.5 * float(matrix.abs().max() if len(matrix) else 0.0):
+        raise NumericsError(
+            found=f"Entries of the curvature matrix differ from their mirror images by up to "
+            f"{apart:.2g}.",
+            why="A matrix of second derivatives is symmetric; only one triangle would be used.",
+            remedy="Look for a loss whose derivative is cut (detach, straight-through) or rounded.",
+        )
 
 
 # ------------------------------------------------------------------ block conjugate gradients
@@ -168,53 +183,63 @@ def block_cg(
     """A^-1 v for each row, all rows searching in one common Krylov space.
 
     A step minimises the energy error of every row over the span of the whole block of directions.
-    The block is made orthonormal and loses directions as rows become dependent, so duplicate rows,
-    zero rows and K > P need no special treatment. The recursive residual drifts from the true one
-    by rounding: when it says "done", the true one is computed, and the iteration starts again from
-    there until that one is small enough.
+    Rows are brought to length one and replaced by an orthonormal basis of what they span, which is
+    what is solved for: duplicate rows, zero rows and K > P cost no more than their rank. The block
+    of directions loses those that become dependent. The recursive residual drifts from the true
+    one by rounding: when it says "done", the true one is computed, and the iteration starts again
+    from there until that one is small enough. Rounding the solution alone leaves a residual of
+    about eps |A| |x| / |v|: a tolerance below that cannot be reached, and the error says so.
 
     Args:
         product: the symmetric positive definite matrix.
         rhs: (K, P).
         tolerance: relative residual that every row must reach.
-        max_steps: products at the most.
+        max_steps: products to spend before giving up; the last check comes on top.
         preconditioner: approximate inverse, positive definite.
 
     Raises:
         NegativeCurvature: a direction with v A v < 0 was met.
         NotConverged: the residual is above the tolerance after `max_steps`, or stopped falling.
-        NonFinite: a product is not a number.
+        NonFinite: a right-hand side or a product is not a number.
 
     Source: O'Leary 1980, "The block conjugate gradient algorithm"; the rank-revealing block of
     directions as in Ji & Li 2017, "A breakdown-free block conjugate gradient method".
     """
-    search = _Search(product, preconditioner or (lambda stack: stack))
-    norms = rhs.norm(dim=1)
-    solution = torch.zeros_like(rhs)
-    residual, worst = rhs, 1.0
-    while True:
-        solution, estimate = search.run(
-            solution, residual, goals=norms * tolerance, max_steps=max_steps
+    if not bool(rhs.isfinite().all()):
+        raise NonFinite(
+            found=f"{int((~rhs.isfinite()).any(dim=1).sum())} of {len(rhs)} right-hand sides hold "
+            "NaN or infinity.",
+            why="Rows share one search: a single bad one would spoil them all.",
+            remedy="Look for overflow in the gradients of the measurement.",
         )
-        residual = rhs - search.multiply(solution)
-        relative = residual.norm(dim=1) / norms.clamp_min(torch.finfo(rhs.dtype).tiny)
+    search = _Search(product, preconditioner or (lambda stack: stack), max_steps)
+    norms = _norms(rhs)
+    scale = norms.where(norms > 0, 1.0)
+    solution = torch.zeros_like(rhs)
+    residual, worst = rhs / scale, 1.0
+    while True:
+        solution = solution + search.correct(residual, goal=tolerance) * scale
+        residual = (rhs - search.multiply(solution)) / scale  # of just what is returned
+        relative = residual.norm(dim=1)
         previous, worst = worst, float(relative.max()) if len(relative) else 0.0
         if worst <= tolerance:
             break
         if search.steps >= max_steps or worst > 0.5 * previous:
-            raise _not_converged(search, relative, tolerance, max_steps, estimate)
+            raise _not_converged(search, relative, tolerance)
     return CGResult(solution, relative, search.steps, search.smallest, search.largest)
 
 
 class _Search:
     """The steps of one solve, and what they met."""
 
-    def __init__(self, product: Product, preconditioner: Preconditioner) -> None:
+    def __init__(self, product: Product, preconditioner: Preconditioner, max_steps: int) -> None:
         self.product = product
         self.precondition = preconditioner
+        self.max_steps = max_steps
         self.steps = 0
         self.smallest = float("inf")
         self.largest = 0.0
+        self.estimate = 1.0
 
     def multiply(self, stack: Tensor) -> Tensor:
         """One counted product.
@@ -232,30 +257,31 @@ class _Search:
             )
         return answer
 
-    def run(
-        self, solution: Tensor, residual: Tensor, *, goals: Tensor, max_steps: int
-    ) -> tuple[Tensor, float]:
-        """Steps until the recursive residual of every row is below its goal."""
-        directions = _orthonormal(self.precondition(residual))
-        while bool((residual.norm(dim=1) > goals).any()) and len(directions):
-            if self.steps >= max_steps:
-                break
+    def correct(self, residual: Tensor, *, goal: float) -> Tensor:
+        """(K, P) about A^-1 r for each row, until the recursive residuals are below the goal."""
+        left, mixture = _orthonormal(residual, floor=0.1 * goal)  # residual = mixture @ left
+        solved = torch.zeros_like(left)
+        directions, _ = _orthonormal(self.precondition(left))
+        while len(directions) and self.steps < self.max_steps:
             images = self.multiply(directions)
-            inverse = self._invert(directions @ images.T)
-            move = inverse @ (directions @ residual.T).double()  # (D, K)
-            solution = solution + move.T.to(solution) @ directions
-            residual = residual - move.T.to(solution) @ images
-            fresh = self.precondition(residual)
-            overlap = inverse @ (images @ fresh.T).double()  # (D, K)
-            directions = _orthonormal(fresh - overlap.T.to(fresh) @ directions)
-        return solution, float(residual.norm(dim=1).max()) if len(residual) else 0.0
+            inverse = self._invert(directions @ images.T)  # (D, D)
+            move = left @ directions.T @ inverse
+            solved = solved + move @ directions
+            left = left - move @ images
+            self.estimate = float((mixture @ left).norm(dim=1).max())
+            if self.estimate <= 0.9 * goal:  # room for what the floor has left out
+                break
+            fresh = self.precondition(left)
+            overlap = fresh @ images.T @ inverse
+            directions, _ = _orthonormal(fresh - overlap @ directions)
+        return mixture @ solved
 
     def _invert(self, gram: Tensor) -> Tensor:
         """Inverse of the curvature along orthonormal directions, which it also inspects."""
         values, vectors = torch.linalg.eigh((gram + gram.T).double() / 2)
-        rounding = len(values) * torch.finfo(gram.dtype).eps * float(values.abs().max())
         self.smallest = min(self.smallest, float(values[0]))
         self.largest = max(self.largest, float(values[-1]))
+        rounding = len(values) * torch.finfo(gram.dtype).eps * max(self.largest, -self.smallest)
         if float(values[0]) < -10 * rounding:
             raise NegativeCurvature(
                 found=f"Along a direction met at product {self.steps} the curvature is "
@@ -265,33 +291,48 @@ class _Search:
                 remedy=f'Use matrix="ggn", or raise damping by more than {-float(values[0]):.3g}.',
             )
         keep = values > rounding
-        return (vectors[:, keep] / values[keep]) @ vectors[:, keep].T
+        return ((vectors[:, keep] / values[keep]) @ vectors[:, keep].T).to(gram)
 
 
-def _orthonormal(stack: Tensor) -> Tensor:
-    """An orthonormal basis (D, P) of the row space, D <= K, rows that are dependent left out."""
-    norms = stack.norm(dim=1)
-    stack = stack[norms > 0] / norms[norms > 0, None]
-    if len(stack) == 0:
-        return stack
-    for _ in range(2):  # the second round removes what rounding left of the first
-        values, vectors = torch.linalg.eigh((stack @ stack.T).double())
-        keep = values > len(stack) * torch.finfo(stack.dtype).eps * values[-1]
-        stack = (vectors[:, keep] / values[keep].sqrt()).T.to(stack) @ stack
-    return stack
+def _norms(stack: Tensor) -> Tensor:
+    """(K, 1) lengths of the rows, also of those whose squares underflow."""
+    if stack.numel() == 0:
+        return stack.new_zeros(len(stack), 1)
+    largest = stack.abs().amax(dim=1, keepdim=True)
+    return largest * (stack / largest.where(largest > 0, 1.0)).norm(dim=1, keepdim=True)
 
 
-def _not_converged(
-    search: _Search, relative: Tensor, tolerance: float, max_steps: int, estimate: float
-) -> NotConverged:
+def _orthonormal(stack: Tensor, *, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis of the row space, D <= K, and how the rows are mixed from it.
+
+    By Householder reflections: the Gram matrix of the rows would square their condition number,
+    and lose every direction below 1e-8 of the largest to rounding.
+
+    Args:
+        stack: (K, P).
+        floor: directions that no row needs by more than this are left out, as are those that
+            rounding has made.
+
+    Returns:
+        (D, P) the basis, and (K, D) with stack = mixture @ basis.
+    """
+    basis, upper = torch.linalg.qr(stack.T)
+    turn, sizes, mixture = torch.linalg.svd(upper.double(), full_matrices=False)
+    rounding = torch.finfo(stack.dtype).eps * float(sizes.sum())
+    keep = sizes > max(floor, rounding)
+    rows = (basis @ turn[:, keep].to(stack)).T.contiguous()
+    return rows, (sizes[keep, None] * mixture[keep]).T.to(stack)
+
+
+def _not_converged(search: _Search, relative: Tensor, tolerance: float) -> NotConverged:
     failed = int((relative > tolerance).sum())
-    stopped = "the limit" if search.steps >= max_steps else "rounding lets it go no further"
+    stopped = "the limit" if search.steps >= search.max_steps else "rounding lets it go no further"
     return NotConverged(
         found=f"CG stopped after {search.steps} products ({stopped}) at relative residual "
         f"{float(relative.max()):.1e} (asked {tolerance:.1e}); {failed} of {len(relative)} solves "
         f"are above it. Curvature met: {search.smallest:.2e} to {search.largest:.2e}.",
         why="Effects of those queries may be off by as much; the recursion itself believed in a "
-        f"residual of {estimate:.1e}.",
+        f"residual of {search.estimate:.1e}.",
         remedy="Raise damping, max_steps or tolerance; in float32 a tolerance below 1e-5 is "
         "rarely reached, so use problem.to(dtype=torch.float64).",
     )
@@ -353,8 +394,23 @@ def nystrom_preconditioner(
 def trace(product: Product, like: Tensor, *, probes: int, seed: int) -> tuple[float, float]:
     """Trace of a symmetric matrix and its standard error, from random signs.
 
+    Args:
+        product: the symmetric matrix.
+        like: (P,) a vector of the size, type and device wanted.
+        probes: how many vectors of random signs, at least two.
+        seed: of the signs.
+
+    Raises:
+        BadArgument: a standard error needs two probes.
+
     Source: Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix".
     """
+    if probes < 2:
+        raise BadArgument(
+            found=f"{probes} probes were asked for.",
+            why="The spread of the estimates tells their standard error: one has no spread.",
+            remedy="Ask for two or more.",
+        )
     signs = _gaussian(probes, like, seed).sign()
     samples = (signs * product(signs)).double().sum(1)
     return float(samples.mean()), float(samples.std() / probes**0.5)
@@ -366,13 +422,18 @@ def extreme_eigenvalues(
     """The smallest and largest Ritz value after some Lanczos steps.
 
     Both lie inside the true range of eigenvalues, and approach its ends from within; the ends that
-    stand apart from the rest are found first.
+    stand apart from the rest are found first. After k steps an end is missed by more than a share
+    s of the whole range with a probability of at most about sqrt(P) exp(-(2 k - 1) sqrt(s)), over
+    the random start (Kuczynski & Wozniakowski 1992, as their abstract states it).
 
     Args:
         product: a symmetric matrix.
         like: (P,) a vector of the size, type and device wanted.
         steps: products.
         seed: of the start.
+
+    Raises:
+        NonFinite: a product is not a number.
 
     Source: Lanczos 1950, with full reorthogonalisation.
     """
@@ -382,7 +443,13 @@ def extreme_eigenvalues(
     for _ in range(min(steps, len(like))):
         images.append(product(basis[-1:])[0])
         rest = images[-1]
-        for _ in range(2):
+        if not bool(rest.isfinite().all()):
+            raise NonFinite(
+                found=f"Product {len(images)} with the curvature matrix is not a number.",
+                why="Its eigenvalues cannot be estimated.",
+                remedy="Look for overflow in the model; try problem.to(dtype=torch.float64).",
+            )
+        for _ in range(2):  # one pass leaves what rounding has mixed in
             rest = rest - basis.T @ (basis @ rest)
         size = rest.norm()
         if float(size) <= torch.finfo(like.dtype).eps * float(images[-1].norm()):

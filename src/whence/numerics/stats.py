@@ -137,8 +137,19 @@ def spread(values: ArrayLike, count: int, *, seed: int = 0) -> NDArray[np.int64]
 
     Returns:
         Distinct positions in ascending order of their values.
+
+    Raises:
+        BadArgument: fewer than one position.
+        BadData: a value is NaN.
     """
-    order = np.argsort(np.asarray(values, dtype=float), kind="stable")
+    numbers = np.asarray(values, dtype=float)
+    if np.isnan(numbers).any():
+        raise BadData(
+            found=f"{int(np.isnan(numbers).sum())} of {numbers.size} values are NaN.",
+            why="They have no place in the range that is to be covered.",
+            remedy="Leave them out.",
+        )
+    order = np.argsort(numbers, kind="stable")
     if count < 1:
         raise BadArgument(
             found=f"{count} positions were asked for.",
@@ -176,7 +187,15 @@ def _centred(predicted: ArrayLike, actual: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _labelled(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
-    values, is_positive = np.asarray(scores, dtype=float), np.asarray(labels).astype(bool)
+    values, given = np.asarray(scores, dtype=float), np.asarray(labels)
+    if np.isnan(values).any() or not np.isin(given, (0, 1)).all():
+        raise BadData(
+            found=f"{int(np.isnan(values).sum())} scores are NaN; labels hold "
+            f"{', '.join(map(repr, np.unique(given)[:4].tolist()))}.",
+            why="NaN has no place in a ranking, and only 0 and 1 say what is positive.",
+            remedy="Leave out what has no score, and compare labels with the positive one.",
+        )
+    is_positive = given.astype(bool)
     if values.shape != is_positive.shape or values.ndim != 1:
         raise BadData(
             found=f"{values.shape} scores and {is_positive.shape} labels.",
