@@ -65,9 +65,11 @@ def main() -> None:
         print(f"{part:10} N = {count:6,}: {found}", flush=True)
         return found
 
-    refit = measure("refit", sizes[-1])  # also leaves the coefficients that the others explain
+    refits = [measure("refit", sizes[-1])]  # also leaves the coefficients that are explained
     reference = measure("reference", sizes[-1])
     explained = {kind: measure(kind, sizes[-1]) for kind in ("float32", "float64")}
+    refits.append(measure("refit", sizes[-1]))  # the machine may have been busy the first time
+    refit = min(refits, key=lambda found: found["seconds"])
     memory = {count: measure("memory", count) for count in sizes}
     scratch.cleanup()
     result = {
@@ -79,17 +81,17 @@ def main() -> None:
             "method": str(METHOD),
             "reference": str(REFERENCE),
         },
-        "refit": refit,
+        "refits": refits,
         "explain": explained,
         "reference": reference,
-        "ratio of seconds": {
+        "seconds, share of the faster refit": {
             kind: round(found["seconds"] / refit["seconds"], 3) for kind, found in explained.items()
         },
         "memory": memory,
         "circumstances": circumstances(),
     }
     (arguments.out / "influence_vs_refit.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"explain / refit: {result['ratio of seconds']}")
+    print(f"explain / refit: {result['seconds, share of the faster refit']}")
 
 
 def parse() -> argparse.Namespace:

@@ -17,6 +17,7 @@ and some of them again, from zero, by scikit-learn.
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -68,7 +69,7 @@ class Settings:
     cold_refits: int = 3
 
 
-SHORT = Settings(examples=2000, side=7, removals=10, depth=200, repeats=1, cold_refits=2)
+SHORT = Settings(examples=2000, side=7, removals=10, depth=800, repeats=1, cold_refits=2)
 
 
 def main() -> None:
@@ -352,8 +353,10 @@ def draw(points: dict[str, list[Any]]) -> str:
         "view": {"stroke": None},
         "axis": {"gridColor": "#eeeeee", "domain": False, "tickCount": 5, "titleFontSize": 12},
     }
+    config |= {"aria": False}  # a label for each of 1,000 points would double the file
     spec = {"config": config, "hconcat": [panel("CG"), panel("LiSSA")]}
-    return vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    drawn = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", drawn) + "\n"
 
 
 def print_table(result: dict[str, Any]) -> None:
