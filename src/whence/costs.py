@@ -34,7 +34,7 @@ from whence.methods.influence import (
     outputs_per_example,
 )
 
-CG_STEPS = 20
+CG_STEPS = 30
 """Steps that a preconditioned solve is assumed to take: what the default tolerance mostly needs."""
 
 _TRIAL_EXAMPLES, _TRIAL_VECTORS, _TRIAL_NUMBERS = 256, 64, 2**24
@@ -292,7 +292,7 @@ def _cg(problem: Problem, recipe: CG, queries: int) -> _Takes:
     """`CG_STEPS` products for all queries, and a sketch of some 5,000 examples before them."""
     is_linear = hessian_is_ggn(problem)
     matrix: MatrixName = "hessian" if recipe.matrix == "hessian" and not is_linear else "ggn"
-    rank = min(600, problem.size // 16) if recipe.rank == "auto" else recipe.rank
+    rank = min(recipe.rank, problem.size)
     vector = problem.size * problem.parameters.element_size()
     sketch = _product_seconds(problem, "ggn", rank) * min(1.0, 5000 / len(problem))
     sketch += 4 * problem.size * rank**2 / _rate()

@@ -38,8 +38,9 @@ class CG(Curvature):
             as for linear models, else the Gauss-Newton matrix.
         damping: added to every eigenvalue; "auto" is 0 for a Hessian and a tenth of the mean
             eigenvalue for a Gauss-Newton matrix that differs from it.
-        rank: of the preconditioner; 0 for none, "auto" for the number of parameters / 16, between
-            0 and 600.
+        rank: of the preconditioner, at most P; 0 for none. A query of a network with 38,314
+            parameters took 288, 75, 43 and 24 products at ranks 0, 30, 100 and 300, with the
+            sketch 25, 9, 11 and 33 s on two cores.
         seed: of the sketch.
 
     Raises:
@@ -51,7 +52,7 @@ class CG(Curvature):
     max_steps: int = 500
     matrix: MatrixName | Literal["auto"] = "auto"
     damping: float | Literal["auto"] = "auto"
-    rank: int | Literal["auto"] = "auto"
+    rank: int = 100
     seed: int = 0
 
     def fit(self, problem: Problem, *, data_scale: float = 1.0) -> "CGIHVP":
@@ -67,7 +68,7 @@ class CG(Curvature):
         matrix = CurvatureMatrix(problem, kind, data_scale)
         damping = self._damping(matrix, is_linear)
         tolerance = self._tolerance(problem)
-        rank = min(600, problem.size // 16) if self.rank == "auto" else self.rank
+        rank = min(self.rank, problem.size)
         report = {
             "curvature": "cg",
             "matrix": "hessian" if is_linear else kind,
@@ -81,10 +82,9 @@ class CG(Curvature):
 
     def _check(self) -> None:
         is_damped = self.damping == "auto" or self.damping >= 0
-        is_ranked = self.rank == "auto" or self.rank >= 0
         is_known = self.matrix in ("hessian", "ggn", "auto")
         is_limited = (self.tolerance == "auto" or self.tolerance > 0) and self.max_steps > 0
-        if not (is_limited and is_damped and is_ranked and is_known):
+        if not (is_limited and is_damped and is_known and self.rank >= 0):
             raise BadArgument(
                 found=f"{self}.",
                 why="A tolerance and a number of steps are positive, damping and rank not "
