@@ -6,10 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from numpy.testing import assert_allclose
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import problems
+from whence.adapters import make_problem
 from whence.calculus.retraining import NewtonTraining
 from whence.core.problem import Problem
 from whence.core.scores import Measurement, Scores
@@ -404,3 +408,17 @@ def test_first_order_effects_of_a_network_are_judged_by_retraining_it():
     checked = verify(case.problem, scores, examples=len(case.problem))
     assert checked.spearman > 0.9
     assert checked.verdict in ("believe the numbers", "believe the ranking")
+
+
+def test_a_pipeline_is_verified_on_the_queries_as_they_were_asked(tmp_path):
+    """Queries go through the fixed steps once, also after a file; effects on ridge are exact."""
+    random = np.random.default_rng(0)
+    x = 5 + 3 * random.standard_normal((40, 4))
+    y = x @ [1.0, -2.0, 0.5, 0.0] + random.standard_normal(40)
+    model = make_pipeline(StandardScaler(), Ridge(alpha=2.0)).fit(x, y)
+    problem = make_problem(model, (x, y))
+    scores = explain(problem, (x[:3] + 1, y[:3]))
+    loaded = Scores.load(scores.save(tmp_path / "scores"))
+    for each in (scores, loaded):
+        check = verify(problem, each, examples=20)
+        assert_allclose(check.actual, check.predicted, rtol=1e-6, atol=1e-9)

@@ -502,7 +502,8 @@ def _places(known: Array, wanted: Sequence[int | str] | Array) -> Array:
 
 def _ask(problem: Problem, scores: Scores, rows: Array) -> Queries:
     """The queries that the scores kept, in the form that the model takes."""
-    arrays = {name: torch.from_numpy(array[rows]) for name, array in scores.queries.items()}
+    kept = {name: array[rows] for name, array in scores.queries.items() if name != "displays"}
+    arrays = {name: torch.from_numpy(array) for name, array in kept.items()}
     if "targets" not in arrays:
         raise BadArgument(
             found="The scores do not hold their queries.",
