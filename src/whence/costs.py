@@ -5,7 +5,6 @@ gradients and decompositions that a method consists of run once on a few example
 Both are meant to be right within a factor of two, as a basis for the decision to start.
 """
 
-import html
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,12 +26,8 @@ from whence.curvature.lissa import LiSSA
 from whence.explanation import choose
 from whence.methods import Influence, Method, make_method
 from whence.methods.base import MeasurementLike
-from whence.methods.influence import (
-    NEWTON_OPERATIONS,
-    NEWTON_OUTPUTS,
-    newton_operations,
-    outputs_per_example,
-)
+from whence.methods.influence import newton_operations
+from whence.tables import html_table, plain_table
 
 CG_STEPS = 30
 """Steps that a preconditioned solve is assumed to take: what the default tolerance mostly needs."""
@@ -98,18 +93,11 @@ class Preflight:
         return asdict(self) | {"uncovered": list(self.uncovered), "seconds": self.seconds}
 
     def __repr__(self) -> str:
-        rows = self.rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join([self._title(), *(f"  {name:<{width}}  {text}" for name, text in rows)])
+        return plain_table(self._title(), self.rows())
 
     def _repr_html_(self) -> str:
         """The same table for a notebook."""
-        rows = "".join(
-            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
-            for name, text in self.rows()
-        )
-        return f"<table><caption>{html.escape(self._title())}</caption>{rows}</table>"
+        return html_table(self._title(), self.rows())
 
     def _title(self) -> str:
         queries = "1 query" if self.queries == 1 else f"{self.queries:,} queries"
@@ -165,7 +153,11 @@ def preflight(
     measured = make_measurement(measurement, problem.loss)
     curvature = make_curvature(recipe.curvature) if isinstance(recipe, Influence) else None
     is_calibrated = not isinstance(curvature, Identity)
-    is_newton = isinstance(recipe, Influence) and _is_newton(problem, recipe)
+    is_newton = (
+        isinstance(recipe, Influence)
+        and curvature is not None
+        and recipe.takes_newton(problem, curvature)
+    )
     takes = _takes(problem, curvature, len(asked), is_newton=is_newton)
     facts = problem.facts()
     named = dict(problem.model.named_parameters())
@@ -203,15 +195,6 @@ def _resolve(problem: Problem, method: str | Method) -> tuple[Method, str]:
         choice = choose(problem)
         return choice.method, choice.reason
     return make_method(method), "asked for"
-
-
-def _is_newton(problem: Problem, recipe: Influence) -> bool:
-    """Whether removals will be Newton steps; what is refused is left to `fit` to refuse."""
-    if recipe.removal != "auto":
-        return recipe.removal == "newton"
-    outputs = outputs_per_example(problem)
-    is_offered = make_curvature(recipe.curvature).offers_leverage and outputs <= NEWTON_OUTPUTS
-    return is_offered and newton_operations(problem, outputs) <= NEWTON_OPERATIONS
 
 
 def _name(recipe: Method | Curvature) -> str:
@@ -334,7 +317,7 @@ def _dense_bytes(problem: Problem) -> int:
 
 
 def _jacobian_bytes(problem: Problem) -> int:
-    numbers = len(problem) * outputs_per_example(problem) * problem.size
+    numbers = len(problem) * problem.output_size * problem.size
     return min(_JACOBIAN_BYTES, 3 * 8 * numbers)
 
 
@@ -364,7 +347,7 @@ def _newton_seconds(problem: Problem) -> float:
     """Jacobians of all examples, and N C P^2 multiplications."""
     batch = problem.batch(torch.arange(min(8, len(problem))))
     one = _seconds(lambda: jacobians(problem, batch)) / len(batch)
-    operations = newton_operations(problem, outputs_per_example(problem))
+    operations = newton_operations(problem)
     return one * len(problem) + operations / _rate()
 
 

@@ -10,7 +10,6 @@ from whence.curvature.exact import Exact
 from whence.errors import Stale
 from whence.methods import Fitted, Influence, Method, make_method
 from whence.methods.base import MeasurementLike
-from whence.methods.influence import outputs_per_example
 
 MethodLike = str | Method | Fitted
 
@@ -135,7 +134,7 @@ def exact_cost(problem: Problem) -> Cost:
     Returns:
         Peak memory, and multiplications.
     """
-    p, n, c = problem.size, len(problem), outputs_per_example(problem)
+    p, n, c = problem.size, len(problem), problem.output_size
     build = n * p * p * (c if hessian_is_ggn(problem) else 6)
     jacobians = min(8 * n * c * p, 2**26)
     return Cost(bytes=4 * 8 * p * p + 3 * jacobians, operations=10 * p**3 + build)

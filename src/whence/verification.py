@@ -24,7 +24,7 @@ from whence.core.measurements import NAMES, MeasurementFunction, make_measuremen
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
 from whence.core.training import Retrained, Training
-from whence.errors import BadArgument, CannotRetrain, Stale
+from whence.errors import BadArgument, CannotRetrain
 from whence.numerics import stats
 
 Array = np.ndarray[Any, Any]
@@ -85,7 +85,10 @@ def verify(
         BadArgument: fewer than two examples, or a query, id or measurement that does not exist.
     """
     started = time.monotonic()
-    _check_origin(problem, scores)
+    scores.refuse_other(
+        problem.fingerprint(),
+        why="Predictions for one model say nothing about retraining another.",
+    )
     rows = _rows(scores, queries)
     columns = _columns(scores, rows, examples, seed)
     places = _positions(problem, scores.train_ids[columns])
@@ -535,19 +538,6 @@ def _find_measurement(
 
 
 # ------------------------------------------------------------------------- refusals
-
-
-def _check_origin(problem: Problem, scores: Scores) -> None:
-    """Refuses scores of another model or of other data."""
-    own, theirs = problem.fingerprint(), scores.report.get("fingerprint") or {}
-    for name in ("parameters", "data"):
-        if name in theirs and theirs[name] != own[name]:
-            raise Stale(
-                found=f"The scores were made for {name} {theirs[name][:8]}..., this problem has "
-                f"{own[name][:8]}....",
-                why="Predictions for one model say nothing about retraining another.",
-                remedy="Pass the problem that the scores came from, or explain this one anew.",
-            )
 
 
 def _check_baseline(bench: Bench, baseline: Array) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from whence.core.scores import Effect, Measurement, Scores, Top
-from whence.errors import BadArgument, BadData, NonFinite, StoreError, WrongVersion
+from whence.errors import BadArgument, BadData, NonFinite, Stale, StoreError, WrongVersion
 
 MARGIN = Measurement("margin", "logits", higher_is_better=True)
 LOSS = Measurement("loss", "nats", higher_is_better=False)
@@ -579,3 +579,19 @@ def test_saved_scores_are_read_and_shown_without_torch(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == repr(make_scores())
+
+
+@pytest.mark.parametrize("part", ["parameters", "data", "objective"])
+def test_scores_refuse_a_problem_that_differs_in_any_part_of_the_equation(part):
+    made_for = {"parameters": "a" * 32, "data": "b" * 32, "objective": "c" * 32}
+    scores = Scores(
+        values=np.ones((1, 2)),
+        query_ids=np.array([0]),
+        train_ids=np.array([0, 1]),
+        measurement=Measurement("margin", "logits", True),
+        baseline=np.zeros(1),
+        report={"fingerprint": made_for},
+    )
+    scores.refuse_other(made_for, why="Nothing differs.")
+    with pytest.raises(Stale, match=f"made for {part}"):
+        scores.refuse_other(made_for | {part: "d" * 32}, why="It is another problem.")

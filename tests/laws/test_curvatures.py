@@ -168,7 +168,7 @@ def test_the_size_of_batches_never_changes_the_solution(name, size, case, monkey
     own = recipe(name) if name != "lissa" else LiSSA(samples=None, depth=5, scale=10.0)
     expected = own.fit(problem).solve(v).vectors
     monkeypatch.setattr(Problem, "batch_size", lambda self, stack=1: min(size, len(self)))
-    monkeypatch.setattr("whence.calculus.products._jacobian_batch", lambda problem: size)
+    monkeypatch.setattr("whence.calculus.products.jacobian_batch", lambda problem: size)
     actual = own.fit(problem).solve(v).vectors
     row = expected.abs().max(1, keepdim=True).values
     assert bool(((actual - expected).abs() <= 1e-10 * row).all())

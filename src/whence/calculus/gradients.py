@@ -65,6 +65,11 @@ def jacobians(problem: Problem, examples: Batch | Queries) -> Tensor:
     return _per_example(problem, outputs_of_one, (examples.inputs,))
 
 
+def jacobian_batch(problem: Problem) -> int:
+    """How many examples have Jacobians (B, C, P) of about 64 MB together."""
+    return max(1, min(len(problem), 2**23 // max(1, problem.output_size * problem.size)))
+
+
 def outputs(problem: Problem, psi: Tensor, batch: Batch) -> Tensor:
     """Change of the outputs when the parameters move along each direction.
 

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from whence.calculus.gradients import gradients, is_vectorised, jacobians, output_hessians
+from whence.calculus.gradients import (
+    gradients,
+    is_vectorised,
+    jacobian_batch,
+    jacobians,
+    output_hessians,
+)
 from whence.calculus.stacking import StackedLinear
 from whence.core.batches import Batch
 from whence.core.problem import Problem
@@ -92,23 +98,24 @@ class CurvatureMatrix:
 
     def dense(self) -> Tensor:
         """The whole matrix (P, P) in float64."""
-        matrix = self._dense_ggn() if self.kind == "ggn" else self._dense_by_columns()
+        matrix = self._dense_ggn() if self.kind == "ggn" else self._by_columns(self)
         return (matrix + matrix.T) / 2
 
-    def _dense_by_columns(self) -> Tensor:
+    def _by_columns(self, product: Product) -> Tensor:
+        """(P, P) float64 from products with the unit vectors."""
         problem = self.problem
         columns: list[Tensor] = []
         for rows in torch.arange(problem.size).split(_COLUMNS):
             basis = torch.zeros(len(rows), problem.size, dtype=problem.dtype, device=problem.device)
             basis[torch.arange(len(rows)), rows] = 1
-            columns.append(self(basis).double())
+            columns.append(product(basis).double())
         return torch.cat(columns)
 
     def _dense_ggn(self) -> Tensor:
         """Sum of J_i^T S_i J_i from explicit Jacobians: N C P^2 operations, all in matmul."""
         problem = self.problem
         count = len(problem) if self.positions is None else len(self.positions)
-        size = self.batch_size or _jacobian_batch(problem)
+        size = self.batch_size or jacobian_batch(problem)
         total = torch.zeros(problem.size, problem.size, dtype=torch.float64, device=problem.device)
         for batch in problem.batches(size, positions=self.positions):
             jac = jacobians(problem, batch).double()
@@ -116,12 +123,7 @@ class CurvatureMatrix:
                 output_hessians(problem, batch).double() * batch.weights.double()[:, None, None]
             )
             total += jac.flatten(0, 1).T @ (weighted @ jac).flatten(0, 1)
-        total *= self.data_scale / count
-        for rows in torch.arange(problem.size).split(_COLUMNS):
-            basis = torch.zeros(len(rows), problem.size, dtype=problem.dtype, device=problem.device)
-            basis[torch.arange(len(rows)), rows] = 1
-            total[rows] += self.penalty_product(basis).double()
-        return total
+        return total.mul_(self.data_scale / count).add_(self._by_columns(self.penalty_product))
 
 
 _COLUMNS = 256
@@ -199,9 +201,3 @@ def _examples_last(tensor: Tensor) -> Tensor:
     times faster when they are contiguous (156 against 61 ms for K = 60, B = 2000, 784 inputs).
     """
     return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
-
-
-def _jacobian_batch(problem: Problem) -> int:
-    """Examples whose Jacobians take about 64 MB."""
-    one = problem.outputs(problem.parameters, problem.batch(torch.arange(1)).inputs)
-    return max(1, min(len(problem), 2**23 // max(1, one.numel() * problem.size)))

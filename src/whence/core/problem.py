@@ -202,6 +202,12 @@ class Problem:
         return sum(leaf.numel() for leaf in tree_leaves(self.batch(torch.arange(1)).inputs))
 
     @cached_property
+    def output_size(self) -> int:
+        """C, how many numbers the model returns for one example."""
+        with torch.no_grad():
+            return self.outputs(self.parameters, self.batch(torch.arange(1)).inputs).numel()
+
+    @cached_property
     def activation_size(self) -> int:
         """How many numbers one example makes on its way through the layers of the model."""
         inputs = self.batch(torch.arange(1)).inputs

@@ -1,6 +1,5 @@
 """The result of an attribution: what removing each training example does to each query."""
 
-import html
 import json
 import operator
 import os
@@ -15,9 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.errors import BadArgument, BadData, NonFinite, ProblemError, StoreError, WrongVersion
+from whence.errors import (
+    BadArgument,
+    BadData,
+    NonFinite,
+    ProblemError,
+    Stale,
+    StoreError,
+    WrongVersion,
+)
 from whence.store.files import cannot_read, write_atomically
 from whence.store.jsonable import as_json, json_text
+from whence.tables import html_table, plain_table
 from whence.version import __version__
 
 if TYPE_CHECKING:
@@ -325,19 +333,33 @@ class Scores:
         except (*_DAMAGE, ProblemError) as error:
             raise _unreadable(source, error) from error
 
+    def refuse_other(self, fingerprint: Mapping[str, str], *, why: str) -> None:
+        """Refuses to be used with other parameters, other data or another objective.
+
+        Args:
+            fingerprint: of the problem at hand; scores made by hand have none to compare with.
+            why: what would be wrong, for the message.
+
+        Raises:
+            Stale: naming the first part that differs.
+        """
+        made_for = self.report.get("fingerprint") or {}
+        for name, own in fingerprint.items():
+            theirs = made_for.get(name, own)
+            if theirs != own:
+                raise Stale(
+                    found=f"The scores were made for {name} {theirs[:8]}..., this problem has "
+                    f"{own[:8]}....",
+                    why=why,
+                    remedy="Pass the problem that the scores came from, or explain this one anew.",
+                )
+
     def __repr__(self) -> str:
-        rows = self._summary()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join([self._title(), *(f"  {name:<{width}}  {text}" for name, text in rows)])
+        return plain_table(self._title(), self._summary())
 
     def _repr_html_(self) -> str:
         """The same table for a notebook."""
-        rows = "".join(
-            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
-            for name, text in self._summary()
-        )
-        return f"<table><caption>{html.escape(self._title())}</caption>{rows}</table>"
+        return html_table(self._title(), self._summary())
 
     def _title(self) -> str:
         count, examples = self.values.shape

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from whence.calculus.gradients import jacobians, measurement_gradients
+from whence.calculus.gradients import jacobian_batch, jacobians, measurement_gradients
 from whence.calculus.products import example_pull, objective_gradient
 from whence.calculus.removal import Removal
 from whence.core.batches import Batch
@@ -65,7 +65,7 @@ class Influence(Method):
         started = time.monotonic()
         problem.check()
         curvature = make_curvature(self.curvature)
-        is_newton = self.removal != "first_order" and self._can_newton(problem, curvature)
+        is_newton = self.takes_newton(problem, curvature)
         count = len(problem)
         scale = count / (count - 1) if is_newton and problem.renormalize else 1.0
         ihvp = curvature.fit(problem, data_scale=scale)
@@ -83,8 +83,15 @@ class Influence(Method):
         }
         return FittedInfluence(problem, report, ihvp, is_newton, self.change, gradient)
 
-    def _can_newton(self, problem: Problem, curvature: Curvature) -> bool:
-        outputs = outputs_per_example(problem)
+    def takes_newton(self, problem: Problem, curvature: Curvature) -> bool:
+        """Whether removals will be Newton steps.
+
+        Raises:
+            Unsupported: `removal="newton"` where it is not possible.
+        """
+        if self.removal == "first_order":
+            return False
+        outputs = problem.output_size
         obstacle = ""
         if not curvature.offers_leverage:
             obstacle = f"{type(curvature).__name__} has no leverage J H^-1 J^T to offer"
@@ -98,7 +105,7 @@ class Influence(Method):
                 why="The Newton form needs the leverage of each example.",
                 remedy='Use curvature="exact", or removal="first_order".',
             )
-        is_affordable = newton_operations(problem, outputs) <= NEWTON_OPERATIONS
+        is_affordable = newton_operations(problem) <= NEWTON_OPERATIONS
         return not obstacle and (is_affordable or self.removal == "newton")
 
 
@@ -164,27 +171,18 @@ class FittedInfluence(Fitted):
         penalty = self.problem.penalty(theta)
         (decay,) = torch.autograd.grad(penalty, theta, materialize_grads=True)
         mean = self.gradient - decay
-        return Removal(self.problem, psi, mean, self.ihvp.solve(mean[None]).vectors)
+        solved = self.ihvp.solve(mean[None]).vectors if self.is_newton else None
+        return Removal(self.problem, psi, mean, solved)
 
     def _batch_size(self, stack: int) -> int:
         """Examples a batch; for the Newton form so few that their Jacobians stay near 64 MB."""
         size = self.problem.batch_size(stack)
-        if self.is_newton:
-            numbers = outputs_per_example(self.problem) * self.problem.size
-            size = min(size, 2**23 // numbers)
-        return max(1, size)
+        return min(size, jacobian_batch(self.problem)) if self.is_newton else size
 
 
-def outputs_per_example(problem: Problem) -> int:
-    """C, how many numbers the model returns for one example."""
-    with torch.no_grad():
-        one = problem.outputs(problem.parameters, problem.batch(torch.arange(1)).inputs)
-    return one.numel()
-
-
-def newton_operations(problem: Problem, outputs: int) -> float:
+def newton_operations(problem: Problem) -> float:
     """N C P^2: multiplications that the leverage of every example takes."""
-    return float(len(problem)) * outputs * problem.size**2
+    return float(len(problem)) * problem.output_size * problem.size**2
 
 
 def _evaluate(problem: Problem, measured: Measurement, asked: Queries, moved: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.errors import BadArgument, Stale
+from whence.errors import BadArgument
 from whence.report.facts import choose_facts
 from whence.report.sentences import answer, count, predicts_number, says, without
 from whence.store.jsonable import as_json, json_text
@@ -59,7 +59,10 @@ def tell(
         Stale: the scores belong to another model or to other data.
         BadArgument: a query that does not exist, no query at all, or `top` below one.
     """
-    _check_origin(problem, scores)
+    scores.refuse_other(
+        problem.fingerprint(),
+        why="The report would show the wrong pictures beside the numbers.",
+    )
     positions = _check_queries(queries, len(scores.query_ids))
     teller = _Teller(problem, scores, top)
     report = scores.report
@@ -217,19 +220,6 @@ def _level(verification: Mapping[str, Any], correlation: str) -> str:
     if reached is None:
         return "poor"
     return next((level for level, least in _LEVELS.items() if reached >= least), "poor")
-
-
-def _check_origin(problem: "Problem", scores: "Scores") -> None:
-    """Refuses to show the examples of one problem beside the scores of another."""
-    own, theirs = problem.fingerprint(), scores.report.get("fingerprint") or {}
-    for name in ("parameters", "data"):
-        if name in theirs and theirs[name] != own[name]:
-            raise Stale(
-                found=f"The scores were made for {name} {theirs[name][:8]}..., this problem has "
-                f"{own[name][:8]}....",
-                why="The report would show the wrong pictures beside the numbers.",
-                remedy="Pass the problem that the scores came from, or explain this one anew.",
-            )
 
 
 def _check_queries(queries: Sequence[int] | None, available: int) -> list[int]:
