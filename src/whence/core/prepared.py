@@ -59,12 +59,15 @@ class Preparation:
             examples are the features.
         codes: the number that stands for each label in the loss; None where targets are numbers.
         columns: names of the features in the order of the model, where it knows them.
+        pull_back_refusal: why a derivative with respect to the features cannot be carried back to
+            the raw examples, as the end of "..., because"; None where the transform decides.
     """
 
     width: int
     transform: Callable[[object], object] | None = None
     codes: Mapping[object, float] | None = None
     columns: tuple[str, ...] | None = None
+    pull_back_refusal: str | None = None
 
     def __call__(self, source: object, *, ids: object = None) -> Data:
         """Prepared examples.
