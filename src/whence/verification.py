@@ -19,7 +19,8 @@ from whence.adapters.base import make_training
 from whence.calculus.gradients import measure
 from whence.calculus.products import hessian_is_ggn
 from whence.calculus.retraining import DENSE_PARAMETERS, NewtonTraining
-from whence.core.batches import TensorData
+from whence.core.batches import TensorData, find_ids
+from whence.core.changes import Change
 from whence.core.measurements import NAMES, MeasurementFunction, make_measurement
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
@@ -91,7 +92,7 @@ def verify(
     )
     rows = _rows(scores, queries)
     columns = _columns(scores, rows, examples, seed)
-    places = _positions(problem, scores.train_ids[columns])
+    places = problem.data.positions(scores.train_ids[columns])
     how = _choose_training(problem, training, len(places))
     measured = _find_measurement(problem, scores, measurement)
     bench = Bench(problem, how, measured, _ask(problem, scores, rows))
@@ -330,6 +331,69 @@ def judge(*, correlation: float, ranks: float, slope: float, ceiling: float, exa
     return TOP if correlation >= 0.5 else NOTHING
 
 
+# ------------------------------------------------------------- one change, by retraining
+
+
+@dataclass(frozen=True, eq=False)
+class Retraining:
+    """What a change of the training data does when the model is trained again.
+
+    Args:
+        actual: (Q,) effects; the mean over seeds where the training is noisy.
+        noise: (Q,) standard error of `actual`: spread over seeds, or the error that the gradient
+            left at the end of the trainings allows for.
+        training: what trained the models.
+        parameters: (P,) of the model trained on the changed data, with the first seed.
+        warnings: what a reader should know.
+    """
+
+    actual: Array
+    noise: Array
+    training: str
+    parameters: Tensor
+    warnings: tuple[str, ...] = ()
+
+
+def retrain(
+    problem: Problem,
+    change: Change,
+    queries: object,
+    *,
+    measurement: str | MeasurementFunction | Measurement | None = None,
+    training: Training | Callable[[Tensor, int], object] | None = None,
+    seed: int = 0,
+) -> Retraining:
+    """Trains again on changed data, and without the change as a control.
+
+        actual[q] = m_q(trained on the changed data) - m_q(trained on the data as it is)
+
+    Args:
+        problem: what was trained.
+        change: what becomes of some training examples.
+        queries: in the form of the training data.
+        measurement: what is measured on them.
+        training: as for `verify`.
+        seed: of both trainings; a noisy training is repeated with the next ones.
+
+    Raises:
+        CannotRetrain: nothing says how the model was trained, or the training cannot take other
+            contents.
+    """
+    how = _choose_training(problem, training, 2)
+    measured = make_measurement(measurement, problem.loss)
+    bench = Bench(problem, how, measured, problem.queries(queries))
+    repeats = 1 if how.is_deterministic else 1 + _REPEATS
+    runs = [bench.effect_of(change, seed + i) for i in range(repeats)]
+    actual = np.stack([effects for effects, _ in runs])
+    noise = np.zeros(actual.shape[1])
+    if repeats > 1:
+        noise = actual.std(axis=0, ddof=1) / math.sqrt(repeats)
+    control, changed = runs[0][1]
+    baseline = bench.values(problem.parameters[None])[:, 0]
+    warnings = _drift(bench, control, baseline, actual[0][:, None])
+    return Retraining(actual.mean(axis=0), noise, how.name, changed.parameters[-1], tuple(warnings))
+
+
 # ---------------------------------------------------------------- what is retrained
 
 
@@ -398,6 +462,14 @@ class Bench:
         retrained = self.training.retrain(self.problem, weights, seed=seed)
         values = self.values(retrained.parameters)
         return values[:, 1:] - values[:, :1], retrained
+
+    def effect_of(self, change: Change, seed: int) -> tuple[Array, tuple[Retrained, Retrained]]:
+        """(Q,) effect of one change, with the control and the changed training behind it."""
+        row = change.row(len(self.problem))[None]
+        control = self.training.retrain(self.problem, torch.ones_like(row), seed=seed)
+        changed = self.training.retrain(change.contents(self.problem), row, seed=seed)
+        values = self.values(torch.cat([control.parameters, changed.parameters]))
+        return values[:, 1] - values[:, 0], (control, changed)
 
     def values(self, parameters: Tensor) -> Array:
         """(Q, M) measurements at parameters (M, P), in the precision that these have."""
@@ -482,25 +554,7 @@ def _columns(scores: Scores, rows: Array, examples: int | Sequence[int | str], s
         )
     if is_count:
         return draw(scores.values[rows], count, seed=seed)
-    return _places(scores.train_ids, examples)
-
-
-def _positions(problem: Problem, ids: Array) -> Array:
-    """Positions in the training data of the examples with these ids."""
-    return _places(problem.data.ids, ids)
-
-
-def _places(known: Array, wanted: Sequence[int | str] | Array) -> Array:
-    table = {name: place for place, name in enumerate(known.tolist())}
-    names = np.asarray(wanted).tolist()
-    missing = [name for name in names if name not in table]
-    if missing:
-        raise BadArgument(
-            found=f"There is no training example {missing[0]!r} ({len(missing)} are missing).",
-            why="Only an example that the model was trained on can be left out.",
-            remedy="Use ids from scores.train_ids; 7 and '7' are different ids.",
-        )
-    return np.array([table[name] for name in names])
+    return find_ids(scores.train_ids, examples)
 
 
 def _ask(problem: Problem, scores: Scores, rows: Array) -> Queries:

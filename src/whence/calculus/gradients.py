@@ -70,7 +70,7 @@ def jacobian_batch(problem: Problem) -> int:
     return max(1, min(len(problem), 2**23 // max(1, problem.output_size * problem.size)))
 
 
-def outputs(problem: Problem, psi: Tensor, batch: Batch) -> Tensor:
+def outputs(problem: Problem, psi: Tensor, batch: Batch | Queries) -> Tensor:
     """Change of the outputs when the parameters move along each direction.
 
         out[q, b, c] = sum_p J_b[c, p] psi[q, p]

@@ -8,7 +8,7 @@ comes out is addressed by position and never shuffled.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from whence.errors import BadData, DeviceMismatch
+from whence.errors import BadArgument, BadData, DeviceMismatch
 from whence.store import fingerprint
 
 Tree = Any
@@ -52,12 +52,60 @@ class Data(ABC):
     ids: np.ndarray
     """(N,) a stable name for each example: unique integers or strings."""
 
+    is_changed: ClassVar[bool] = False
+    """Whether some examples are others than those the model was trained on."""
+
     def __len__(self) -> int:
         return len(self.ids)
 
     @abstractmethod
     def take(self, positions: Tensor) -> tuple[Tree, Tensor | None]:
         """Inputs and targets of the examples at these positions, stacked."""
+
+    def positions(self, ids: Sequence[int | str] | np.ndarray) -> np.ndarray:
+        """(M,) positions of the examples with these ids, in the order given.
+
+        Raises:
+            BadArgument: an id that does not exist, the same one twice, or none at all.
+        """
+        return find_ids(self.ids, ids)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the inputs were made from raw examples of another form."""
+        return False
+
+    def raw(self, positions: Tensor) -> Tree:
+        """The inputs of these examples as the user gave them: (B, *raw shape), or B rows."""
+        return self.take(positions)[0]
+
+    def prepare(self, raw: Tree) -> Tree:
+        """What the model takes, made from raw inputs: (B, *input shape)."""
+        return raw
+
+    def pull_back(self, raw: Tree, slopes: Tree) -> Tree:
+        """Derivatives with respect to inputs, carried back to the raw inputs by the chain rule.
+
+            out[q, b, j] = sum_i slopes[q, b, i] d prepare(raw)[b, i] / d raw[b, j]
+
+        Args:
+            raw: B raw inputs, at which `prepare` is differentiated.
+            slopes: for each input tensor (Q, B, *input shape).
+
+        Returns:
+            For each raw input (Q, B, *raw shape), in the type of the slopes.
+
+        Raises:
+            Unsupported: the raw inputs cannot be moved a little, or `prepare` has no derivative.
+            NonFinite: the derivative is not a number.
+        """
+        del raw
+        return slopes
+
+    def example(self, position: int) -> Any:
+        """One raw example without its leading axis, as people are shown it."""
+        raw = self.raw(torch.tensor([position]))
+        return tree_map(lambda leaf: leaf[0], raw)
 
     def fingerprint(self) -> str:
         """A hash over ids, inputs and targets, the same on every machine."""
@@ -106,6 +154,32 @@ class DatasetData(Data):
         """The collated items at these positions."""
         items = [self.dataset[int(position)] for position in positions]
         return split_target(as_tensors(self.collate(items)), self.target)
+
+
+def find_ids(known: np.ndarray, wanted: Sequence[int | str] | np.ndarray) -> np.ndarray:
+    """(M,) positions in `known` of the ids in `wanted`, in their order.
+
+    Raises:
+        BadArgument: an id that does not exist, the same one twice, or none at all.
+    """
+    ids = known.tolist()
+    places = {name: place for place, name in enumerate(ids)}
+    named = np.asarray(wanted, dtype=object).ravel().tolist()
+    missing = [name for name in named if name not in places]
+    if missing:
+        raise BadArgument(
+            found=f"There is no training example {missing[0]!r} ({len(missing)} are missing).",
+            why=f"There are {len(ids):,} ids, {ids[0]!r} the first and {ids[-1]!r} the last.",
+            remedy="Use ids of the training data; 7 and '7' are different ids.",
+        )
+    if not named or len(set(named)) < len(named):
+        raise BadArgument(
+            found=f"{len(named)} training examples were named, {len(set(named))} of them "
+            "different.",
+            why="What is asked speaks of at least one example, and of each only once.",
+            remedy="Name each training example once.",
+        )
+    return np.array([places[name] for name in named], dtype=np.int64)
 
 
 def make_data(source: object, *, target: str | None = None, ids: object = None) -> Data:

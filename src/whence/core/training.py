@@ -4,6 +4,7 @@
 removes an example; N stays N unless the problem renormalises.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from whence.errors import BadData, NonFinite
+from whence.errors import BadData, CannotRetrain, NonFinite
 from whence.progress import track
 
 if TYPE_CHECKING:
@@ -65,11 +66,13 @@ class CallableTraining(Training):
 
     Args:
         function: `function(weights (N,), seed) -> module, state dict or flat tensor`. It must
-            start as the original training did and weight example i's loss by weights[i].
+            start as the original training did and weight example i's loss by weights[i]. Where it
+            takes `data=`, it can also be trained on examples with other contents: they are then
+            passed as (inputs, targets), all N of them in order.
         is_deterministic: True if the seed changes nothing.
     """
 
-    function: Callable[[Tensor, int], object]
+    function: Callable[..., object]
     is_deterministic: bool = False  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride, reportAssignmentType]
 
     @property
@@ -78,12 +81,31 @@ class CallableTraining(Training):
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def retrain(self, problem: "Problem", weights: Tensor, *, seed: int = 0) -> Retrained:
-        """Calls the function once for each row of weights; see `Training.retrain`."""
+        """Calls the function once for each row of weights; see `Training.retrain`.
+
+        Raises:
+            CannotRetrain: examples have other contents, and the function takes no `data=`.
+        """
+        given = self._given(problem)
         rows = [
-            _flat_parameters(problem, self.function(row, seed))
+            _flat_parameters(problem, self.function(row, seed, **given))
             for row in track(weights, f"Training with {self.name}")
         ]
         return Retrained(torch.stack(rows), {"training": self.name, "seed": seed})
+
+    def _given(self, problem: "Problem") -> dict[str, Any]:
+        """`data=` where the examples are no longer those that the function knows."""
+        if not problem.data.is_changed:
+            return {}
+        if "data" not in inspect.signature(self.function).parameters:
+            raise CannotRetrain(
+                found=f"Some training examples have other contents now; {self.name} takes only "
+                "weights and a seed.",
+                why="It would train on the examples as they were.",
+                remedy="Give it a third parameter: def train(weights, seed, data=None), where data "
+                "is (inputs, targets) of all training examples.",
+            )
+        return {"data": problem.data.take(torch.arange(len(problem)))}
 
 
 def _flat_parameters(problem: "Problem", trained: object) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from whence.core.problem import Problem
 from whence.errors import Unsupported
+from whence.numerics.linalg import Product
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,37 @@ class IHVP(ABC):
             remedy='Use curvature="exact".',
         )
 
+    def solve_changed(self, vectors: Tensor, *, data_factor: float, change: Product) -> Solution:
+        """(data_factor H_data + hess r + damping I + change)^-1 v: the matrix of changed data.
+
+        Args:
+            vectors: (K, P).
+            data_factor: what the data part of the fitted matrix is multiplied with.
+            change: a symmetric map that is added, such as minus the part of a removed group.
+
+        Returns:
+            (K, P) with a report.
+
+        Raises:
+            NegativeCurvature: the changed matrix is not positive: the group decides its own fit.
+            Unsupported: the curvature's `offers_changes` is False.
+        """
+        del vectors, data_factor, change
+        raise Unsupported(
+            found=f"{type(self).__name__} cannot solve with a changed matrix.",
+            why="It has no products with the matrix that it inverts.",
+            remedy='Use curvature="exact" or "cg", or removal="first_order".',
+        )
+
 
 class Curvature(ABC):
     """Recipe for (H + damping I)^-1."""
 
     offers_leverage: ClassVar[bool] = False
     """Whether the fitted curvature answers `IHVP.leverage`."""
+
+    offers_changes: ClassVar[bool] = False
+    """Whether the fitted curvature answers `IHVP.solve_changed`."""
 
     @abstractmethod
     def fit(self, problem: Problem, *, data_scale: float = 1.0) -> IHVP:

@@ -1,8 +1,8 @@
 """Conjugate gradients: only products with the matrix, all queries together."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,13 @@ from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
 from whence.core.problem import Problem
 from whence.curvature.base import IHVP, Curvature, Solution
 from whence.errors import BadArgument
-from whence.numerics.linalg import Preconditioner, block_cg, nystrom_preconditioner, trace
+from whence.numerics.linalg import (
+    Preconditioner,
+    Product,
+    block_cg,
+    nystrom_preconditioner,
+    trace,
+)
 
 AUTO_DAMPING = 0.1
 """Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
@@ -47,6 +53,8 @@ class CG(Curvature):
         NegativeCurvature: on solving, where the Hessian is not positive definite.
         NotConverged: on solving, above the tolerance after `max_steps`.
     """
+
+    offers_changes: ClassVar[bool] = True
 
     tolerance: float | Literal["auto"] = "auto"
     max_steps: int = 500
@@ -149,12 +157,16 @@ class CGIHVP(IHVP):
 
     def solve(self, vectors: Tensor) -> Solution:
         """Solves for all vectors together, until the true residual of each is small enough."""
+        return self._solve(self.matrix, vectors)
 
-        def product(stack: Tensor) -> Tensor:
-            return self.matrix(stack) + self.damping * stack
+    def solve_changed(self, vectors: Tensor, *, data_factor: float, change: Product) -> Solution:
+        """The same iteration on the changed matrix, with the preconditioner of this one."""
+        scaled = replace(self.matrix, data_scale=data_factor * self.matrix.data_scale)
+        return self._solve(lambda stack: scaled(stack) + change(stack), vectors)
 
+    def _solve(self, matrix: Product, vectors: Tensor) -> Solution:
         result = block_cg(
-            product,
+            lambda stack: matrix(stack) + self.damping * stack,
             vectors,
             tolerance=self.tolerance,
             max_steps=self.max_steps,

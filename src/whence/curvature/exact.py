@@ -11,7 +11,7 @@ from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
 from whence.core.problem import Problem
 from whence.curvature.base import IHVP, Curvature, Solution
 from whence.errors import BadArgument, NegativeCurvature
-from whence.numerics.linalg import Eigen, decompose
+from whence.numerics.linalg import Eigen, Product, block_cg, decompose
 
 AUTO_DAMPING = 0.1
 """Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
@@ -38,6 +38,7 @@ class Exact(Curvature):
     """
 
     offers_leverage: ClassVar[bool] = True
+    offers_changes: ClassVar[bool] = True
 
     matrix: MatrixName | Literal["auto"] = "auto"
     damping: float | Literal["auto"] = "auto"
@@ -148,6 +149,36 @@ class ExactIHVP(IHVP):
         half = self.eigen.half(jacobians.double().flatten(0, 1), self.damping)
         half = half.unflatten(0, jacobians.shape[:2])
         return (half @ half.mT).to(jacobians)
+
+    def solve_changed(self, vectors: Tensor, *, data_factor: float, change: Product) -> Solution:
+        """Conjugate gradients on the changed matrix, preconditioned by the inverse of this one.
+
+        They need as many products as the change has directions that matter, and no pass over the
+        data: this matrix is multiplied by its eigenvalues.
+        """
+
+        def product(stack: Tensor) -> Tensor:
+            own = self.eigen.multiply(stack)
+            total = own + self.damping * stack + change(stack)
+            if data_factor != 1:
+                total += (data_factor - 1) * (own - self.matrix.penalty_product(stack))
+            return total
+
+        wide = vectors.double()
+        wanted = self.eigen.without_null(wide) if self.damping == 0 else wide
+        found = block_cg(
+            product,
+            wanted,
+            tolerance=_CHANGED_TOLERANCE,
+            max_steps=self.matrix.problem.size + 20,
+            preconditioner=lambda stack: self.eigen.solve(stack, self.damping),
+        )
+        report = {"changed_residual": float(found.residuals.max()), "changed_steps": found.steps}
+        return Solution(found.solution.to(vectors), report)
+
+
+_CHANGED_TOLERANCE = 1e-9
+"""Relative residual of solves with a changed matrix."""
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,47 @@ import numpy as np
 from torch import Tensor
 
 from whence.core.batches import Batch
+from whence.core.changes import Change
 from whence.core.measurements import MeasurementFunction
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
+from whence.errors import Unsupported
 from whence.progress import track
 from whence.store import fingerprint
 from whence.version import __version__
 
 MeasurementLike = str | MeasurementFunction | Measurement | None
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """Predicted effects of one change of the training data on every query.
+
+    Args:
+        values: (Q,) effects, as faithful as the method can tell them.
+        first_order: (Q,) the same to first order in the weights, where effects add up.
+        baseline: (Q,) measurements with the model as trained.
+        measurement: what was measured.
+        queries: what was asked.
+        report: how the effects were computed.
+    """
+
+    values: np.ndarray
+    first_order: np.ndarray
+    baseline: np.ndarray
+    measurement: Measurement
+    queries: Queries
+    report: Mapping[str, Any]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """False where only the order of effects has a meaning."""
+        return bool(self.report.get("is_calibrated", True))
+
+    @property
+    def unit(self) -> str:
+        """The unit of the effects: that of the measurement, or "arbitrary" without a scale."""
+        return self.measurement.unit if self.is_calibrated else "arbitrary"
 
 
 @dataclass(frozen=True)
@@ -47,6 +80,36 @@ class Fitted(ABC):
         Returns:
             (Q, N) effects with their sign, unit and report.
         """
+
+    def respond(
+        self, change: Change, queries: object, measurement: MeasurementLike = None
+    ) -> Response:
+        """What a change of the training data does to every query.
+
+        A method that knows only removals one by one adds them up, to first order:
+        sum_k (1 - w_k) effect[q, k].
+
+        Args:
+            change: what becomes of some training examples.
+            queries: as for `scores`.
+            measurement: as for `scores`.
+
+        Raises:
+            Unsupported: the method scores removals, and the change puts something else in place.
+        """
+        if change.is_replacement:
+            raise Unsupported(
+                found=f"{type(self).__name__} scores what happens without an example, not with "
+                "another one in its place.",
+                why="The gradient of the new example is not among those it has seen.",
+                remedy='Use method="exact", "cg" or another curvature.',
+            )
+        asked = self.problem.queries(queries)
+        scores = self.scores(asked, measurement)
+        shares = (1 - change.weights.double()).numpy()  # (M,)
+        values = scores.values[:, change.positions.numpy()] @ shares
+        report = {**scores.report, "is_calibrated": scores.is_calibrated}
+        return Response(values, values, scores.baseline, scores.measurement, asked, report)
 
 
 class Method(ABC):

@@ -8,16 +8,26 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from whence.calculus.gradients import jacobian_batch, jacobians, measurement_gradients
+from whence.calculus.changes import Pull
+from whence.calculus.gradients import jacobian_batch, jacobians, measurement_gradients, outputs
 from whence.calculus.products import example_pull, objective_gradient
 from whence.calculus.removal import Removal
 from whence.core.batches import Batch
+from whence.core.changes import Change
 from whence.core.measurements import make_measurement
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
 from whence.curvature import IHVP, Curvature, make_curvature
-from whence.errors import BadArgument, Unsupported
-from whence.methods.base import Fitted, MeasurementLike, Method, make_scores, merge_reports, stream
+from whence.errors import BadArgument, NegativeCurvature, Unsupported
+from whence.methods.base import (
+    Fitted,
+    MeasurementLike,
+    Method,
+    Response,
+    make_scores,
+    merge_reports,
+    stream,
+)
 
 NEWTON_OPERATIONS = 3e12
 """`removal="auto"` stays with first order above N C P^2 of this size, a minute on two cores."""
@@ -81,7 +91,17 @@ class Influence(Method):
             "warnings": [*ihvp.report.get("warnings", ()), *_not_at_optimum(norm, pull)],
             "fit_seconds": time.monotonic() - started,
         }
-        return FittedInfluence(problem, report, ihvp, is_newton, self.change, gradient)
+        responds_by_newton = self.takes_newton_for_changes(curvature)
+        return FittedInfluence(
+            problem, report, ihvp, is_newton, self.change, gradient, responds_by_newton
+        )
+
+    def takes_newton_for_changes(self, curvature: Curvature) -> bool:
+        """Whether a change of the training data as a whole will be one Newton step.
+
+        That is one solve, affordable wherever the curvature can make it.
+        """
+        return self.removal != "first_order" and curvature.offers_changes
 
     def takes_newton(self, problem: Problem, curvature: Curvature) -> bool:
         """Whether removals will be Newton steps.
@@ -120,12 +140,14 @@ class FittedInfluence(Fitted):
         is_newton: whether a removal is one Newton step instead of first order.
         change: how the measurement follows the parameters.
         gradient: (P,) gradient of the objective.
+        responds_by_newton: whether `respond` takes one Newton step for a whole change.
     """
 
     ihvp: IHVP
     is_newton: bool
     change: Literal["linear", "finite"]
     gradient: Tensor
+    responds_by_newton: bool = False
 
     def scores(self, queries: object, measurement: MeasurementLike = None) -> Scores:
         """Effects of every training example on every query; see `Fitted.scores`."""
@@ -164,13 +186,69 @@ class FittedInfluence(Fitted):
             started=started,
         )
 
-    def _removal(self, psi: Tensor) -> Removal:
-        if not self.problem.renormalize:
-            return Removal(self.problem, psi)
+    def respond(
+        self, change: Change, queries: object, measurement: MeasurementLike = None
+    ) -> Response:
+        """One Newton step for the whole change, and first order beside it; see `Fitted.respond`.
+
+        The step accounts for what the change does to the curvature, so that the effect of a large
+        group is not under-estimated (`whence.calculus.changes`). Where the matrix of what remains
+        is not positive, first order stands, and the report says so.
+        """
+        asked = self.problem.queries(queries)
+        measured = make_measurement(measurement, self.problem.loss)
+        baseline, slopes = measurement_gradients(self.problem, measured, asked)
+        moves, report = self._moves(change)
+        if self.change == "finite":
+            moved = outputs(self.problem, moves, asked).permute(1, 2, 0)  # (Q, C, 2)
+            effects = _evaluate(self.problem, measured, asked, moved)
+        else:
+            effects = slopes @ moves.T  # (Q, 2)
+        first, last = effects.detach().double().cpu().numpy().T
+        report = merge_reports(self.report, report)
+        return Response(last, first, baseline.double().cpu().numpy(), measured, asked, report)
+
+    def moves(self, change: Change) -> Tensor:
+        """(2, P) how the parameters move: to first order, and by one Newton step if possible."""
+        return self._moves(change)[0]
+
+    def _moves(self, change: Change) -> tuple[Tensor, dict[str, Any]]:
+        pull = Pull(self.problem, change, self._mean_gradient())
+        force, count = pull.force(), len(self.problem)
+        solution = self.ihvp.solve(force[None] / count)
+        first, report = solution.vectors, dict(solution.report)
+        if not self.responds_by_newton:
+            return first.expand(2, -1), report | {"response": "first_order"}
+        scale = self._data_scale()
+        try:
+            step = self.ihvp.solve_changed(
+                force[None] / pull.divisor,
+                data_factor=count / pull.divisor / scale,
+                change=pull.bend(),
+            )
+        except NegativeCurvature as error:
+            words = f"The Newton step does not exist ({error.found}): first order stands."
+            warnings = [*report.get("warnings", ()), words]
+            return first.expand(2, -1), report | {"response": "first_order", "warnings": warnings}
+        report |= step.report
+        return torch.cat([first, step.vectors]), report | {"response": "newton"}
+
+    def _data_scale(self) -> float:
+        """What the data part of the fitted matrix was multiplied with."""
+        count = len(self.problem)
+        return count / (count - 1) if self.is_newton and self.problem.renormalize else 1.0
+
+    def _mean_gradient(self) -> Tensor:
+        """(P,) mean data gradient: that of the objective without the regulariser's."""
         theta = self.problem.parameters.detach().requires_grad_(True)
         penalty = self.problem.penalty(theta)
         (decay,) = torch.autograd.grad(penalty, theta, materialize_grads=True)
-        mean = self.gradient - decay
+        return self.gradient - decay
+
+    def _removal(self, psi: Tensor) -> Removal:
+        if not self.problem.renormalize:
+            return Removal(self.problem, psi)
+        mean = self._mean_gradient()
         solved = self.ihvp.solve(mean[None]).vectors if self.is_newton else None
         return Removal(self.problem, psi, mean, solved)
 

@@ -75,6 +75,11 @@ class Eigen:
         """
         return (stack @ self.vectors * self._inverse(damping)) @ self.vectors.T
 
+    def multiply(self, stack: Tensor) -> Tensor:
+        """(K, P) A v for each row, null eigenvalues taken as zero."""
+        values = torch.where(self.is_null, 0.0, self.values)
+        return (stack @ self.vectors * values) @ self.vectors.T
+
     def half(self, stack: Tensor, damping: float = 0.0) -> Tensor:
         """Rows h with h_j . h_k = v_j (A + damping I)^-1 v_k, for a positive matrix.
 

@@ -1,0 +1,50 @@
+"""What every use returns, and how it finds the examples that were named."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from whence.core.problem import Problem
+from whence.sections import Section
+from whence.tables import html_table, plain_table
+
+
+class Result(ABC):
+    """What a use has found: numbers to compute with, and a section for readers."""
+
+    @abstractmethod
+    def section(self) -> Section:
+        """The finding for the terminal and the report: a sentence, tables, charts, pictures."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Every number as strict JSON; what is not a number is None."""
+
+    def __repr__(self) -> str:
+        section = self.section()
+        return plain_table(f"{type(self).__name__}: {section.title}", [("found", section.sentence)])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        section = self.section()
+        return html_table(f"{type(self).__name__}: {section.title}", [("found", section.sentence)])
+
+
+def position_of(problem: Problem, example: int | str) -> int:
+    """Position in the training data of the example with this id.
+
+    Raises:
+        BadArgument: there is no such training example.
+    """
+    return int(problem.data.positions([example])[0])
+
+
+def positions_of(problem: Problem, examples: Sequence[int | str] | np.ndarray) -> np.ndarray:
+    """(M,) positions of training examples, each named once.
+
+    Raises:
+        BadArgument: an id that does not exist, one named twice, none, or more than there are.
+    """
+    return problem.data.positions(examples)
