@@ -22,11 +22,17 @@ from whence.core.batches import Batch, Data, Tree, make_data, move, slices
 from whence.core.checks import call, check_modes, check_problem, check_query_shapes
 from whence.core.display import describe
 from whence.core.losses import Loss
-from whence.core.measurements import predicted_targets
-from whence.core.prepared import PreparedData
+from whence.core.measurements import (
+    Contrast,
+    MeasurementFunction,
+    class_index,
+    make_measurement,
+    predicted_targets,
+)
 from whence.core.regularizers import Regularizer
+from whence.core.scores import Measurement
 from whence.core.training import Retrained, Training
-from whence.errors import CannotRetrain
+from whence.errors import BadData, CannotRetrain
 from whence.numerics.vectors import Layout
 from whence.store import fingerprint
 
@@ -251,10 +257,10 @@ class Problem:
             targets = predicted_targets(outputs, self.loss)
         targets = self._prepare_targets(targets)
         self.loss.check_targets(targets, outputs, names=data.ids.tolist())
-        displays = self._displays(data, targets) if isinstance(data, PreparedData) else ()
+        displays = self._displays(data, targets) if data.is_prepared else ()
         return Queries(inputs, targets, data.ids, are_labelled, displays)
 
-    def _displays(self, data: PreparedData, targets: Tensor) -> tuple[dict[str, Any], ...]:
+    def _displays(self, data: Data, targets: Tensor) -> tuple[dict[str, Any], ...]:
         rows = range(len(data))
         return tuple(self.show_query(data.example(row), targets[row]) for row in rows)
 
@@ -270,6 +276,39 @@ class Problem:
     def _prepare_targets(self, targets: Tensor) -> Tensor:
         """As inputs, but True and False are the labels 1 and 0."""
         return self._prepare(targets.long() if targets.dtype == torch.bool else targets)
+
+    def measurement(
+        self, asked: str | MeasurementFunction | Measurement | Contrast | None = None
+    ) -> Measurement:
+        """What is measured on queries, by name, contrast or function; see `whence.explain`.
+
+        Raises:
+            UnknownName: no such measurement, or no such class in a contrast.
+            Unsupported: the measurement has no meaning for this loss.
+        """
+        return make_measurement(asked, self.loss, self.label_names)
+
+    def code_of(self, label: object) -> Tensor:
+        """A label as the loss knows it: index of a class, 0 or 1, -1 or +1, or a number.
+
+        Args:
+            label: name or index of a class; a number for a regression.
+
+        Raises:
+            UnknownName: no such class.
+            BadData: not a number.
+        """
+        if self.loss.task in ("classes", "binary", "signed"):
+            index = class_index(label, self.label_names)
+            return torch.tensor(2 * index - 1 if self.loss.task == "signed" else index)
+        try:
+            return torch.as_tensor(label, dtype=self.dtype)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadData(
+                found=f"The label {label!r} is no number.",
+                why=f"The loss {self.loss.name!r} compares outputs with numbers.",
+                remedy="Give a number, or as many as the model has outputs.",
+            ) from error
 
     # ------------------------------------------------------- checking and retraining
 
@@ -391,9 +430,8 @@ class Problem:
 
     def show(self, position: int) -> dict[str, Any]:
         """A display of one training example: image, text or table row, as plain JSON."""
-        data = self.data
-        inputs, targets = data.take(torch.tensor([position]))
-        example = data.example(position) if isinstance(data, PreparedData) else _first(inputs)
+        _, targets = self.data.take(torch.tensor([position]))
+        example = self.data.example(position)
         return self.show_query(example, None if targets is None else targets[0])
 
     def show_query(self, inputs: Tree, target: Any = None) -> dict[str, Any]:
@@ -456,7 +494,3 @@ def call_plainly(model: nn.Module, inputs: Tree) -> Tensor:
     if isinstance(inputs, tuple):
         return model(*cast("tuple[Any, ...]", inputs))
     return model(inputs)
-
-
-def _first(tree: Tree) -> Tree:
-    return tree_map(lambda leaf: leaf[0], tree)
