@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.testing import assert_allclose
 
 from oracles import Logistic, SmoothHinge, Softmax, Squared
-from whence.core.losses import LOSSES, Loss, cross_entropy, make_loss
+from whence.core.losses import LOSSES, PARAMETRIC, Loss, cross_entropy, make_loss
 from whence.errors import BadArgument, BadData, UnknownName
 
 RANDOM = np.random.default_rng(0)
@@ -35,6 +35,55 @@ def test_losses_are_those_written_out():
     for t in (0.001, 0.5):
         expected = SmoothHinge(t).value(COLUMN, SIGNS)
         assert_allclose(value(f"smooth_hinge:{t}", COLUMN, SIGNS), expected, atol=1e-14)
+
+
+def test_insensitive_losses_are_those_written_out():
+    y = RANDOM.standard_normal((8, 4))
+    size = np.maximum(0, np.abs(LOGITS - y) - 0.7)
+    assert_allclose(value("epsilon_insensitive:0.7", LOGITS, y), size.mean(1))
+    assert_allclose(value("squared_epsilon_insensitive:0.7", LOGITS, y), (size**2).mean(1))
+    for width, t in ((0.7, 0.5), (0.0, 0.001)):
+        sides = [np.logaddexp(0, (r - width) / t) for r in (LOGITS - y, y - LOGITS)]
+        found = value(f"smooth_epsilon_insensitive:{width}:{t}", LOGITS, y)
+        assert_allclose(found, t * (sides[0] + sides[1]).mean(1), atol=1e-14)
+
+
+def test_the_smooth_insensitive_loss_lies_at_most_two_t_log_two_above():
+    y = np.linspace(-3, 3, 8)
+    kinked = value("epsilon_insensitive:0.5", COLUMN, y)
+    gap = value("smooth_epsilon_insensitive:0.5:0.01", COLUMN, y) - kinked
+    assert ((gap >= 0) & (gap <= 0.02 * np.log(2))).all()
+    assert_allclose(value("smooth_epsilon_insensitive:0.5:1e-9", COLUMN, y), kinked, atol=2e-9)
+
+
+def test_a_huber_loss_with_its_scale_is_that_of_errors_in_units_of_the_scale():
+    f, s, y = RANDOM.standard_normal(50), RANDOM.uniform(0.1, 2, 50), RANDOM.standard_normal(50)
+    z = np.abs(f - y) / s
+    huber = np.where(z <= 1.35, z**2, 2 * 1.35 * z - 1.35**2)
+    assert_allclose(value("concomitant_huber:1.35", np.stack([f, s], 1), y), s + s * huber)
+    assert 0 < (z <= 1.35).sum() < 50
+
+
+def test_a_huber_loss_is_convex_in_number_and_scale_together():
+    loss = make_loss("concomitant_huber:1.35")
+    y = torch.from_numpy(RANDOM.standard_normal(50))
+    one, two = torch.from_numpy(RANDOM.uniform(0.1, 2, (2, 50, 2)))
+    between = loss((one + two) / 2, y)
+    assert (between <= (loss(one, y) + loss(two, y)) / 2 + 1e-12).all()
+    # without a jump in value or slope where squares end
+    edge = torch.tensor([[1.35 * 0.8, 0.8]], dtype=torch.float64).requires_grad_()
+    for side in (1 - 1e-9, 1 + 1e-9):
+        at = (edge * torch.tensor([side, 1.0])).detach().requires_grad_()
+        found = loss(at, torch.zeros(1, dtype=torch.float64))
+        (slope,) = torch.autograd.grad(found.sum(), at)
+        expected = torch.tensor([[2 * 1.35, 1 - 1.35**2]], dtype=torch.float64)
+        torch.testing.assert_close(slope, expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["epsilon_insensitive:0", "squared_epsilon_insensitive:0.1"])
+def test_insensitive_losses_want_a_target_for_each_output(name):
+    with pytest.raises(BadData, match="as many targets"):
+        value(name, LOGITS, COLUMN)
 
 
 @pytest.mark.parametrize("name", ["binary_cross_entropy", "mse", "hinge", "squared_hinge"])
@@ -73,11 +122,20 @@ def test_extreme_logits_are_neither_infinite_nor_zero_by_rounding(logit, bit):
     assert_allclose(signed, max(0.0, 1 - (2 * bit - 1) * logit), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "smooth_hinge:0.1"])
+NUMBERED = [
+    "smooth_hinge:0.1",
+    "epsilon_insensitive:0",
+    "squared_epsilon_insensitive:0.123456789",
+    "smooth_epsilon_insensitive:0.1:0.001",
+    "concomitant_huber:1.35",
+]
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *NUMBERED])
 def test_every_loss_says_its_name_task_and_unit(name):
     loss = make_loss(name)
     assert loss.name == name
-    assert loss.task in ("classes", "binary", "signed", "regression")
+    assert loss.task in ("classes", "binary", "signed", "regression", "location_scale")
     assert loss.unit
     assert make_loss(loss) is loss
 
@@ -99,6 +157,30 @@ def test_an_unknown_name_gets_a_suggestion():
 def test_a_smooth_hinge_needs_a_temperature(temperature):
     with pytest.raises(BadArgument, match="temperature"):
         make_loss(f"smooth_hinge:{temperature}")
+
+
+def test_every_loss_with_numbers_is_tried_here():
+    assert {name.partition(":")[0] for name in NUMBERED} == {
+        form.partition(":")[0] for form in PARAMETRIC
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("epsilon_insensitive", "with numbers in place"),
+        ("epsilon_insensitive:0.1:0.2", "with numbers in place"),
+        ("smooth_epsilon_insensitive:0.1", "width:temperature"),
+        ("smooth_epsilon_insensitive:0.1:0", "temperature 0"),
+        ("smooth_epsilon_insensitive:-1:0.1", "width"),
+        ("squared_epsilon_insensitive:nan", "width"),
+        ("epsilon_insensitive:inf", "width"),
+        ("concomitant_huber:0.9", "threshold"),
+    ],
+)
+def test_numbers_that_a_loss_has_no_meaning_for_are_refused(name, words):
+    with pytest.raises(BadArgument, match=words):
+        make_loss(name)
 
 
 @pytest.mark.parametrize(

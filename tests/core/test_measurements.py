@@ -24,6 +24,7 @@ LOSS_OF = {
     "binary": "binary_cross_entropy",
     "signed": "smooth_hinge:0.5",
     "regression": "mse",
+    "location_scale": "concomitant_huber:1.35",
 }
 
 
@@ -66,6 +67,16 @@ def test_the_prediction_of_a_regression_is_the_mean_of_its_outputs():
     assert_allclose(value("prediction", "regression", COLUMN[:, 0], y), COLUMN[:, 0])
 
 
+def test_the_prediction_beside_a_scale_is_the_number_alone():
+    outputs = np.stack([COLUMN[:, 0], np.full(8, 0.5)], 1)
+    assert_allclose(value("prediction", "location_scale", outputs, SIGNS), COLUMN[:, 0])
+    loss = make_loss(LOSS_OF["location_scale"])
+    answers = predicted_targets(torch.from_numpy(outputs), loss)
+    assert_allclose(answers, COLUMN[:, 0])
+    own = value("loss", "location_scale", outputs, answers.numpy())
+    assert_allclose(own, 0.5)  # an error of zero costs the scale
+
+
 def test_the_margin_is_finite_where_the_probability_is_one():
     """log p - log(1 - p) computed from p would be infinite from a logit of 37."""
     far = np.array([[500.0, 0.0, -3.0]])
@@ -81,6 +92,7 @@ def test_the_margin_is_finite_where_the_probability_is_one():
         ("binary", "margin"),
         ("signed", "margin"),
         ("regression", "prediction"),
+        ("location_scale", "prediction"),
     ],
 )
 def test_the_default_depends_on_the_task(task, name):

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from whence.errors import BadArgument, BadData, unknown_name
 
-Task = Literal["classes", "binary", "signed", "regression", "unknown"]
+Task = Literal["classes", "binary", "signed", "regression", "location_scale", "unknown"]
 """What the outputs are: C logits; one logit for label 1 of {0, 1}; a decision value for the label
-+1 of {-1, +1}; predicted numbers; or not known to whence."""
++1 of {-1, +1}; predicted numbers; a predicted number and the scale of its errors; or not known to
+whence."""
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -102,15 +103,54 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         BadData: an example has another number of targets than of outputs.
     """
-    if outputs.numel() != targets.numel():
-        raise BadData(
-            found=f"Outputs of shape {tuple(outputs.shape)}, targets of shape "
-            f"{tuple(targets.shape)}.",
-            why="Every predicted number is compared with one target.",
-            remedy="Give as many targets per example as the model has outputs.",
-        )
-    errors = (outputs - targets.reshape(outputs.shape)) ** 2
-    return errors.flatten(1).mean(1) if errors.ndim > 1 else errors
+    return _averaged(_errors(outputs, targets) ** 2)
+
+
+def epsilon_insensitive(outputs: Tensor, targets: Tensor, *, epsilon: float) -> Tensor:
+    """max(0, |f - y| - e), averaged over the outputs of an example; its curvature is zero."""
+    return _averaged(F.relu(_errors(outputs, targets).abs() - epsilon))
+
+
+def squared_epsilon_insensitive(outputs: Tensor, targets: Tensor, *, epsilon: float) -> Tensor:
+    """max(0, |f - y| - e)^2, averaged over the outputs of an example."""
+    return _averaged(F.relu(_errors(outputs, targets).abs() - epsilon) ** 2)
+
+
+def smooth_epsilon_insensitive(
+    outputs: Tensor, targets: Tensor, *, epsilon: float, temperature: float
+) -> Tensor:
+    """The epsilon-insensitive loss with curvature, and that loss itself as t -> 0.
+
+        t log(1 + exp((r - e) / t)) + t log(1 + exp((-r - e) / t)),   r = f - y
+
+    averaged over the outputs of an example: both kinks are rounded as the smooth hinge rounds its
+    own, so that it lies at most 2 t log 2 above.
+    """
+    errors = _errors(outputs, targets)
+    sides = [F.softplus((side - epsilon) / temperature) for side in (errors, -errors)]
+    return _averaged(temperature * (sides[0] + sides[1]))
+
+
+def concomitant_huber(outputs: Tensor, targets: Tensor, *, epsilon: float) -> Tensor:
+    """Huber's loss of an error in units of a scale s that is fitted along: convex in (f, s).
+
+        s + r^2 / s             where |r| <= e s,        r = f - y
+        s + 2 e |r| - e^2 s     beyond
+
+    Args:
+        outputs: (B, 2), the predicted number f and the scale s > 0.
+        targets: (B,) or (B, 1).
+        epsilon: e, where the loss passes from squares to absolute values.
+
+    Returns:
+        (B,) in units of the target.
+
+    Source: Owen 2007, "A robust hybrid of lasso and ridge regression" (cited from memory).
+    """
+    scale = outputs[:, 1]
+    size = _errors(outputs[:, 0], targets).abs()
+    beyond = 2 * epsilon * size - epsilon**2 * scale
+    return scale + torch.where(size <= epsilon * scale, size**2 / scale, beyond)
 
 
 def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -147,44 +187,81 @@ def make_loss(loss: str | LossFunction | Loss) -> Loss:
     """The loss of this name, or a callable as a loss.
 
     Args:
-        loss: a key of `LOSSES`, `"smooth_hinge:0.001"` with its temperature, or a callable
-            `(outputs, targets) -> one value per example`.
+        loss: a key of `LOSSES`, one of `PARAMETRIC` with its numbers, as in
+            `"smooth_hinge:0.001"`, or a callable `(outputs, targets) -> one value per example`.
 
     Raises:
         UnknownName: no loss of this name.
-        BadArgument: a smooth hinge without a positive temperature.
+        BadArgument: a number is missing, or out of range.
     """
     if isinstance(loss, Loss):
         return loss
     if callable(loss):
         return Loss(_callable_name(loss), loss)
-    name, _, temperature = str(loss).partition(":")
-    if name == "smooth_hinge":
-        return make_smooth_hinge(temperature)
-    if name not in LOSSES:
-        raise unknown_name("loss", loss, (*LOSSES, "smooth_hinge:TEMPERATURE"))
-    return LOSSES[name]
+    name, *numbers = str(loss).split(":")
+    if name in LOSSES and not numbers:
+        return LOSSES[name]
+    forms = {form.partition(":")[0]: form for form in PARAMETRIC}
+    if name not in forms:
+        raise unknown_name("loss", loss, (*LOSSES, *PARAMETRIC))
+    return PARAMETRIC[forms[name]](*_numbers(numbers, forms[name]))
 
 
-def make_smooth_hinge(temperature: float | str) -> Loss:
+def make_smooth_hinge(temperature: float) -> Loss:
     """The smooth hinge of a temperature t > 0."""
-    try:
-        t = float(temperature)
-    except ValueError:
-        t = 0.0
-    if not t > 0:
+    _check_temperature(temperature, "hinge", "smooth_hinge:0.001")
+    function = partial(smooth_hinge, temperature=temperature)
+    name = _named("smooth_hinge", temperature)
+    return Loss(name, function, "signed", "units of the hinge loss")
+
+
+def make_epsilon_insensitive(epsilon: float) -> Loss:
+    """The epsilon-insensitive loss of a half-width e >= 0."""
+    _check_width(epsilon, "epsilon_insensitive:0.1")
+    function = partial(epsilon_insensitive, epsilon=epsilon)
+    return Loss(_named("epsilon_insensitive", epsilon), function, "regression", _TARGET)
+
+
+def make_squared_epsilon_insensitive(epsilon: float) -> Loss:
+    """The squared epsilon-insensitive loss of a half-width e >= 0."""
+    _check_width(epsilon, "squared_epsilon_insensitive:0.1")
+    function = partial(squared_epsilon_insensitive, epsilon=epsilon)
+    name = _named("squared_epsilon_insensitive", epsilon)
+    return Loss(name, function, "regression", "squared units of the target")
+
+
+def make_smooth_epsilon_insensitive(epsilon: float, temperature: float) -> Loss:
+    """The smooth epsilon-insensitive loss of a half-width e >= 0 and a temperature t > 0."""
+    example = "smooth_epsilon_insensitive:0.1:0.001"
+    _check_width(epsilon, example)
+    _check_temperature(temperature, "epsilon-insensitive loss", example)
+    function = partial(smooth_epsilon_insensitive, epsilon=epsilon, temperature=temperature)
+    name = _named("smooth_epsilon_insensitive", epsilon, temperature)
+    return Loss(name, function, "regression", _TARGET)
+
+
+def make_concomitant_huber(epsilon: float) -> Loss:
+    """Huber's loss with a fitted scale, for a threshold e >= 1."""
+    if not 1 <= epsilon < float("inf"):
         raise BadArgument(
-            found=f"The smooth hinge was given the temperature {temperature!r}.",
-            why="It is t log(1 + exp((1 - margin) / t)); at t = 0 it is the hinge, "
-            "whose curvature is zero.",
-            remedy='Give a positive number, for example loss="smooth_hinge:0.001".',
+            found=f"The threshold of Huber's loss is {epsilon:g}.",
+            why="It counts scales of the error; below one, the scale would shrink to zero.",
+            remedy='Give a number of one or more, for example loss="concomitant_huber:1.35".',
         )
-    return Loss(
-        f"smooth_hinge:{t:g}",
-        partial(smooth_hinge, temperature=t),
-        "signed",
-        "units of the hinge loss",
-    )
+    function = partial(concomitant_huber, epsilon=epsilon)
+    return Loss(_named("concomitant_huber", epsilon), function, "location_scale", _TARGET)
+
+
+_TARGET = "units of the target"
+
+PARAMETRIC: dict[str, Callable[..., Loss]] = {
+    "smooth_hinge:TEMPERATURE": make_smooth_hinge,
+    "epsilon_insensitive:WIDTH": make_epsilon_insensitive,
+    "squared_epsilon_insensitive:WIDTH": make_squared_epsilon_insensitive,
+    "smooth_epsilon_insensitive:WIDTH:TEMPERATURE": make_smooth_epsilon_insensitive,
+    "concomitant_huber:THRESHOLD": make_concomitant_huber,
+}
+"""Losses that have numbers in their names, and what makes them."""
 
 
 def column(outputs: Tensor) -> Tensor:
@@ -195,6 +272,64 @@ def column(outputs: Tensor) -> Tensor:
 def _signed(outputs: Tensor, targets: Tensor) -> Tensor:
     values = column(outputs)
     return targets.reshape(values.shape) * values
+
+
+def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """F - y, in the shape of the outputs."""
+    if outputs.numel() != targets.numel():
+        raise BadData(
+            found=f"Outputs of shape {tuple(outputs.shape)}, targets of shape "
+            f"{tuple(targets.shape)}.",
+            why="Every predicted number is compared with one target.",
+            remedy="Give as many targets per example as the model has outputs.",
+        )
+    return outputs - targets.reshape(outputs.shape)
+
+
+def _averaged(values: Tensor) -> Tensor:
+    """(B, ...) values as their means (B,)."""
+    return values.flatten(1).mean(1) if values.ndim > 1 else values
+
+
+def _numbers(words: Sequence[str], form: str) -> list[float]:
+    """The numbers in the name of a loss."""
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        numbers = []
+    if len(numbers) != form.count(":"):
+        name = form.partition(":")[0]
+        raise BadArgument(
+            found=f"The loss {name} was given as {':'.join([name, *words])!r}.",
+            why=f"Its numbers stand in its name: {form}.",
+            remedy=f"Write {form.lower()!r} with numbers in place of the words.",
+        )
+    return numbers
+
+
+def _named(name: str, *numbers: float) -> str:
+    """The name with its numbers, short where nothing is lost."""
+    words = [f"{x:g}" if float(f"{x:g}") == x else repr(float(x)) for x in numbers]
+    return ":".join([name, *words])
+
+
+def _check_temperature(temperature: float, kinked: str, example: str) -> None:
+    if not 0 < temperature < float("inf"):
+        raise BadArgument(
+            found=f"A smooth {kinked} was given the temperature {temperature:g}.",
+            why="A kink x > 0 is rounded to t log(1 + exp(x / t)); at t = 0 it is a kink, without "
+            "curvature.",
+            remedy=f'Give a positive number, for example loss="{example}".',
+        )
+
+
+def _check_width(epsilon: float, example: str) -> None:
+    if not 0 <= epsilon < float("inf"):
+        raise BadArgument(
+            found=f"The width of an epsilon-insensitive loss is {epsilon:g}.",
+            why="Errors up to this size cost nothing.",
+            remedy=f'Give zero or a positive number, for example loss="{example}".',
+        )
 
 
 def _callable_name(function: object) -> str:
