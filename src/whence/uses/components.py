@@ -10,6 +10,7 @@ these outputs. Leaving a factor out shows what it was there for.
 Source: Koh & Liang 2017 (arXiv:1703.04730), section 2.3 and figure 1.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +31,7 @@ from whence.methods.base import MeasurementLike, merge_reports, stream
 from whence.methods.influence import FittedInfluence
 from whence.numerics import stats
 from whence.sections import Scatter, Section, Table
-from whence.store.jsonable import as_json
+from whence.store.jsonable import as_json, json_text
 from whence.uses.base import Result
 
 VARIANTS = {
@@ -128,7 +129,7 @@ class Components(Result):
             "numbers": [self.numbers(query) for query in range(len(self.query_ids))],
             "report": dict(self.report),
         }
-        return as_json(values, "components")
+        return json.loads(json_text(as_json(values, "components")))
 
     def _values(self, query: int) -> dict[str, np.ndarray]:
         return {name: getattr(self, name)[query] for name in VARIANTS}
@@ -291,8 +292,10 @@ class _Rows:
     directions: Tensor
 
     def __call__(self, batch: Batch) -> Tensor:
-        """(4Q + 3, B): both directions times grad loss_i, and times its direction alone; then the
-        losses, |r_i|_inf and the targets where they are single numbers.
+        """Products of both directions with grad loss_i, then with what remains of it without |r_i|.
+
+        Returns:
+            (4Q + 3, B); the last rows are losses, |r_i|_inf, and targets that are single numbers.
         """
         problem = self.fitted.problem
         moved = outputs(problem, self.directions, batch) * batch.weights[:, None]  # (2Q, B, C)
