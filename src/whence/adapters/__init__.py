@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence import discovery
 from whence.adapters.base import Adapter, Options
@@ -40,6 +40,7 @@ def make_problem(
     display: str | Mapping[str, Any] | Callable[..., Any] | None = None,
     label_names: Sequence[str] | None = None,
     name: str | None = None,
+    features: nn.Module | Callable[..., Any] | None = None,
 ) -> Problem:
     """What was trained, on what, and how; checked before anything is computed.
 
@@ -70,6 +71,9 @@ def make_problem(
             `(inputs, target) -> picture, text or row`.
         label_names: names of the classes.
         name: what reports call the problem.
+        features: a frozen network below the model: a module in eval mode, or a callable from raw
+            inputs to features. `data` and queries then hold raw inputs, whose features are
+            computed once and kept in memory; `model` is the trained head on top of them.
 
     Returns:
         The problem.
@@ -99,6 +103,7 @@ def make_problem(
         display=display,
         label_names=label_names,
         name=name,
+        features=features,
     )
     problem = _find_adapter(model).make_problem(model, data, options)
     problem.check()

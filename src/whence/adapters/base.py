@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whence.core.batches import Data
+from whence.core.extracted import Read, extracting
 from whence.core.losses import Loss, LossFunction
 from whence.core.problem import Forward, Problem
 from whence.core.regularizers import Penalty
@@ -34,6 +35,15 @@ class Options:
     display: str | Mapping[str, Any] | Callable[..., Any] | None = None
     label_names: Sequence[str] | None = None
     name: str | None = None
+    features: nn.Module | Callable[..., Any] | None = None
+
+    def reader(self, read: Read) -> Read:
+        """How examples are read: by the model's own `read`, behind the extractor if there is one.
+
+        Args:
+            read: `(source, *, ids=None) -> Data` of the kind of model.
+        """
+        return extracting(self.features, read, self.target)
 
     def refuse(self, kind: str, **allowed: object) -> None:
         """Refuses options that a kind of model already answers by itself.

@@ -46,7 +46,7 @@ class SklearnAdapter(Adapter):
         steps, estimator = _open_pipeline(model)
         objective = _translate(estimator)
         loss = _choose_loss(estimator, objective, options)
-        prepare = _preparation(steps, estimator, loss)
+        prepare = options.reader(_preparation(steps, estimator, loss))
         examples = prepare(data, ids=options.ids)
         layer = linear_layer(*_coefficients(estimator))
         named = dict(layer.named_parameters())
@@ -64,7 +64,7 @@ class SklearnAdapter(Adapter):
             renormalize=options.renormalize,
             training=make_training(options.training) or _training(estimator, objective),
             name=options.name or type(estimator).__name__,
-            display=options.display or _row_display(data, estimator, steps),
+            display=options.display or _row_display(data, estimator, steps, options),
             label_names=options.label_names or _label_names(estimator),
             notes=(*objective.notes, *_pipeline_notes(steps)),
             read=prepare,
@@ -391,8 +391,12 @@ def _label_names(estimator: Any) -> tuple[str, ...] | None:
     return None if classes is None else tuple(map(str, classes.tolist()))
 
 
-def _row_display(data: object, estimator: Any, steps: Any) -> dict[str, Any] | None:
-    """Rows with the names of their columns, where there are names."""
+def _row_display(
+    data: object, estimator: Any, steps: Any, options: Options
+) -> dict[str, Any] | None:
+    """Rows with the names of their columns, where there are names and the rows are raw."""
+    if options.features is not None:
+        return None
     columns = column_names(data[0]) if isinstance(data, tuple) else None
     if columns is None and steps is None:
         columns = getattr(estimator, "feature_names_in_", None)

@@ -35,7 +35,8 @@ class TorchAdapter(Adapter):
         chosen = choose_parameters(model, options.parameters)
         layout = layout_of(chosen)
         parameters = layout.join(chosen).detach().clone()
-        examples = make_data(data, target=options.target, ids=options.ids)
+        read = options.reader(partial(make_data, target=options.target))
+        examples = read(data, ids=options.ids)
         check_device(examples, parameters.device)
         return Problem(
             model=model,
@@ -53,7 +54,7 @@ class TorchAdapter(Adapter):
             name=options.name or type(model).__name__,
             display=options.display,
             label_names=options.label_names,
-            read=partial(make_data, target=options.target),
+            read=read,
         )
 
 

@@ -253,7 +253,7 @@ def as_tensors(source: object) -> Tree:
     if isinstance(source, Mapping):
         named = cast("Mapping[str, object]", source)
         return {str(name): as_tensors(value) for name, value in named.items()}
-    if isinstance(source, tuple) or (isinstance(source, list) and _holds_arrays(source)):
+    if isinstance(source, tuple) or (isinstance(source, list) and holds_arrays(source)):
         return tuple(as_tensors(item) for item in cast("Sequence[object]", source))
     return _tensor(source)
 
@@ -315,7 +315,7 @@ def _from_dataset(
     return DatasetData(dataset, collate, target, _make_ids(ids, count))
 
 
-def _holds_arrays(items: list[object]) -> bool:
+def holds_arrays(items: list[Any]) -> bool:
     """Whether a list is `[inputs, targets]` and not a list of numbers or rows."""
     return bool(items) and all(
         isinstance(item, Tensor | np.ndarray) and item.ndim > 0 for item in items
