@@ -15,7 +15,6 @@ from torch import Tensor
 
 from whence.calculus.gradients import inner, jacobians
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
-from whence.core.measurements import make_measurement
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.curvature import Curvature, make_curvature
@@ -150,7 +149,7 @@ def preflight(
     problem.check()
     asked = problem.queries(_one_example(problem) if queries is None else queries)
     recipe, reason = _resolve(problem, method)
-    measured = make_measurement(measurement, problem.loss)
+    measured = problem.measurement(measurement)
     curvature = make_curvature(recipe.curvature) if isinstance(recipe, Influence) else None
     is_calibrated = not isinstance(curvature, Identity)
     is_newton = (

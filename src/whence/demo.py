@@ -19,7 +19,6 @@ from whence import datasets
 from whence.calculus.gradients import measure
 from whence.cli.runs import save_run
 from whence.core.batches import Data, make_data
-from whence.core.measurements import make_measurement
 from whence.core.problem import Problem
 from whence.errors import NotConverged
 from whence.progress import track
@@ -77,7 +76,7 @@ def queries(problem: Problem) -> Data:
     """
     digits = datasets.load("digits")
     x, y = digits.x_test, digits.y_test
-    margins = measure(problem, make_measurement("margin", problem.loss), problem.queries((x, y)))
+    margins = measure(problem, problem.measurement("margin"), problem.queries((x, y)))
     worst = margins.argsort()[:QUERIES].numpy()
     return make_data((x[worst], y[worst]), ids=worst)
 

@@ -21,7 +21,7 @@ from whence.calculus.products import hessian_is_ggn
 from whence.calculus.retraining import DENSE_PARAMETERS, NewtonTraining
 from whence.core.batches import TensorData, find_ids
 from whence.core.changes import Change
-from whence.core.measurements import NAMES, MeasurementFunction, make_measurement
+from whence.core.measurements import Contrast, MeasurementFunction, is_named
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
 from whence.core.training import Retrained, Training
@@ -359,7 +359,7 @@ def retrain(
     change: Change,
     queries: object,
     *,
-    measurement: str | MeasurementFunction | Measurement | None = None,
+    measurement: str | MeasurementFunction | Measurement | Contrast | None = None,
     training: Training | Callable[[Tensor, int], object] | None = None,
     seed: int = 0,
 ) -> Retraining:
@@ -380,7 +380,7 @@ def retrain(
             contents.
     """
     how = _choose_training(problem, training, 2)
-    measured = make_measurement(measurement, problem.loss)
+    measured = problem.measurement(measurement)
     bench = Bench(problem, how, measured, problem.queries(queries))
     repeats = 1 if how.is_deterministic else 1 + _REPEATS
     runs = [bench.effect_of(change, seed + i) for i in range(repeats)]
@@ -581,14 +581,14 @@ def _find_measurement(
 ) -> Measurement:
     measured = scores.measurement if given is None else given
     is_lost = isinstance(measured, Measurement) and measured.function is None
-    if is_lost and scores.measurement.name not in NAMES:
+    if is_lost and not is_named(scores.measurement.name):
         raise BadArgument(
             found=f"The scores measure {scores.measurement.name!r}, a function of your own, which "
             "a file cannot hold.",
             why="The measurement has to be taken again after every training.",
             remedy="Pass measurement=, the function that the scores were made with.",
         )
-    return make_measurement(measured, problem.loss)
+    return problem.measurement(measured)
 
 
 # ------------------------------------------------------------------------- refusals

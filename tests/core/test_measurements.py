@@ -9,9 +9,9 @@ from torch import Tensor
 
 import oracles
 from whence.core.losses import make_loss
-from whence.core.measurements import make_measurement, predicted_targets
+from whence.core.measurements import contrast, make_measurement, predicted_targets
 from whence.core.scores import Measurement
-from whence.errors import UnknownName, Unsupported
+from whence.errors import BadArgument, UnknownName, Unsupported
 
 RANDOM = np.random.default_rng(0)
 LOGITS = 2 * RANDOM.standard_normal((8, 4))
@@ -164,3 +164,58 @@ def test_queries_without_labels_are_measured_at_the_answer_of_the_model():
 def test_without_labels_and_meaning_there_is_no_answer():
     with pytest.raises(Unsupported, match="no labels"):
         predicted_targets(torch.zeros(3, 1), make_loss(lambda outputs, targets: outputs))
+
+
+# ------------------------------------------------------------------ contrasts
+
+
+@pytest.mark.parametrize("pair", [contrast("cat", "dog"), "contrast:cat:dog", contrast(0, 2)])
+def test_a_contrast_is_the_difference_of_two_logits(pair):
+    outputs = torch.tensor([[3.0, 1.0, -2.0], [0.5, 0.0, 4.0]])
+    found = make_measurement(pair, make_loss("cross_entropy"), ["cat", "bird", "dog"])
+    assert found.function(outputs, torch.tensor([1, 1])).tolist() == [5.0, -3.5]
+    assert found.unit == "logits"
+    again = make_measurement(found.name, make_loss("cross_entropy"), ["cat", "bird", "dog"])
+    assert again.function(outputs, torch.tensor([1, 1])).tolist() == [5.0, -3.5]
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "hinge"])
+def test_a_contrast_of_two_classes_is_the_one_output_with_its_sign(loss):
+    outputs = torch.tensor([[0.3], [-2.0]])
+    towards = make_measurement("contrast:yes:no", make_loss(loss), ["no", "yes"])
+    away = make_measurement("contrast:no:yes", make_loss(loss), ["no", "yes"])
+    assert torch.equal(towards.function(outputs, outputs), outputs[:, 0])
+    assert torch.equal(away.function(outputs, outputs), -outputs[:, 0])
+
+
+def test_names_of_classes_in_a_contrast_may_hold_colons():
+    found = make_measurement("contrast:a:b:c", make_loss("cross_entropy"), ["a:b", "c", "b:c"])
+    outputs = torch.tensor([[5.0, 2.0, 0.0]])
+    assert found.function(outputs, torch.tensor([0])).tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("pair", "loss", "error"),
+    [
+        ("contrast:cat", "cross_entropy", BadArgument),
+        ("contrast:cat:", "cross_entropy", BadArgument),
+        ("contrast:cat:cow", "cross_entropy", UnknownName),
+        ("contrast:cat:7", "cross_entropy", UnknownName),
+        ("contrast:cat:dog", "mse", Unsupported),
+        ("contrast:cat:dog", "binary_cross_entropy", UnknownName),
+    ],
+)
+def test_a_contrast_that_means_nothing_is_refused(pair, loss, error):
+    with pytest.raises(error):
+        make_measurement(pair, make_loss(loss), ["cat", "bird", "dog"])
+
+
+def test_a_class_is_not_contrasted_with_itself():
+    with pytest.raises(BadArgument, match="against itself"):
+        contrast("cat", "cat")
+
+
+def test_a_contrast_beyond_the_outputs_says_how_many_there_are():
+    found = make_measurement("contrast:0:7", make_loss("cross_entropy"))
+    with pytest.raises(BadArgument, match="class 7; the model has 3"):
+        found.function(torch.zeros(2, 3), torch.zeros(2))

@@ -63,6 +63,19 @@ class Measurement:
     higher_is_better: bool
     function: Callable[..., Any] | None = field(default=None, repr=False)
 
+    @property
+    def words(self) -> str:
+        """The name in words, as in "log prob" and "logit of 7 less that of 1"."""
+        return spoken(self.name)
+
+
+def spoken(name: str) -> str:
+    """The name of a measurement in words."""
+    kind, _, classes = name.partition(":")
+    if kind == "contrast" and classes.count(":") == 1:
+        return "logit of {} less that of {}".format(*classes.split(":"))
+    return name.replace("_", " ")
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -163,8 +176,8 @@ class Scores:
     @property
     def sign_sentence(self) -> str:
         """What a positive effect means, in words."""
-        measured = self.measurement.name.replace("_", " ")
-        return f"positive = the {measured} goes up when the example is removed (unit: {self.unit})"
+        words = self.measurement.words
+        return f"positive = the {words} goes up when the example is removed (unit: {self.unit})"
 
     # ---------------------------------------------------------------- single effects
 

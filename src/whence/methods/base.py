@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whence.core.batches import Batch
 from whence.core.changes import Change
-from whence.core.measurements import MeasurementFunction
+from whence.core.measurements import Contrast, MeasurementFunction
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
 from whence.errors import Unsupported
@@ -19,7 +19,7 @@ from whence.progress import track
 from whence.store import fingerprint
 from whence.version import __version__
 
-MeasurementLike = str | MeasurementFunction | Measurement | None
+MeasurementLike = str | MeasurementFunction | Measurement | Contrast | None
 
 
 @dataclass(frozen=True, eq=False)

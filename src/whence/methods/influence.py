@@ -14,7 +14,6 @@ from whence.calculus.products import example_pull, objective_gradient
 from whence.calculus.removal import Removal
 from whence.core.batches import Batch
 from whence.core.changes import Change
-from whence.core.measurements import make_measurement
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
 from whence.curvature import IHVP, Curvature, make_curvature
@@ -154,7 +153,7 @@ class FittedInfluence(Fitted):
         started = time.monotonic()
         problem = self.problem
         asked = problem.queries(queries)
-        measured = make_measurement(measurement, problem.loss)
+        measured = problem.measurement(measurement)
         baseline, slopes = measurement_gradients(problem, measured, asked)
         directions = jacobians(problem, asked) if self.change == "finite" else slopes[:, None]
         solution = self.ihvp.solve(directions.flatten(0, 1))
@@ -196,7 +195,7 @@ class FittedInfluence(Fitted):
         is not positive, first order stands, and the report says so.
         """
         asked = self.problem.queries(queries)
-        measured = make_measurement(measurement, self.problem.loss)
+        measured = self.problem.measurement(measurement)
         baseline, slopes = measurement_gradients(self.problem, measured, asked)
         moves, report = self._moves(change)
         if self.change == "finite":

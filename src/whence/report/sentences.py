@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from whence.core.scores import spoken
+
 Json = dict[str, Any]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -81,7 +83,7 @@ def capitalized(sentence: str) -> str:
 
 def measurement_words(name: str) -> str:
     """'log-probability' for 'log_prob'; the user's own names without underscores."""
-    return _MEASUREMENTS.get(name, name.replace("_", " "))
+    return _MEASUREMENTS.get(name) or spoken(name)
 
 
 def says(prediction: Mapping[str, Any], label: str | None, *, is_labelled: bool = True) -> str:
