@@ -249,6 +249,36 @@ def input_gradients(problem: Problem, psi: Tensor, batch: Batch) -> Tree:
     return tree_map(lambda *parts: torch.stack(parts), *rows)
 
 
+def input_effects(problem: Problem, psi: Tensor, batch: Batch) -> Tree:
+    """What moving each input of a training example does along directions of the parameters.
+
+        out[q, b, ...] = -(b_b / N) d/dx_b  psi[q] . grad loss_b
+
+    With psi = (H + damping I)^-1 grad m_q it is the derivative of the measurement m_q, after
+    training again, with respect to the input. Weights do not change: N is N under `renormalize` too.
+
+    Args:
+        problem: model and loss.
+        psi: (Q, P) solved directions.
+        batch: B examples with floating-point inputs.
+
+    Returns:
+        For each input tensor (B, ...) a tensor (Q, B, ...).
+
+    Raises:
+        Unsupported: an input is made of integers, which cannot be moved a little.
+
+    Source: Koh & Liang 2017 (arXiv:1703.04730), equation 5, here with 1/N; the sign of the
+    parameter change is that of their equation 4.
+    """
+
+    def scaled(slopes: Tensor) -> Tensor:
+        shares = -batch.weights / problem.total_weight()
+        return slopes * shares.reshape(-1, *[1] * (slopes.ndim - 2))
+
+    return tree_map(scaled, input_gradients(problem, psi, batch))
+
+
 def _alone(tree: Tree) -> Tree:
     """One example as a batch of one."""
     return tree_map(lambda leaf: leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf, tree)
