@@ -17,6 +17,7 @@ from whence.core.problem import Problem
 from whence.curvature import IHVP, Curvature, make_curvature
 from whence.curvature.cg import CG
 from whence.curvature.lissa import LiSSA
+from whence.errors import BadArgument
 
 ITERATIVE: dict[str, Curvature] = {
     "cg": CG(tolerance=1e-12),
@@ -26,6 +27,9 @@ ITERATIVE: dict[str, Curvature] = {
 
 ACCURATE = ITERATIVE | {"lissa": LiSSA(samples=None, depth=400)}
 """The same so long that they end at rounding on `CASES`."""
+
+NEEDS_DECAY = {"dual"}
+"""Curvatures that divide by the decay of each parameter: without any they ask for damping."""
 
 CASES = ["multinomial", "class_weighted"]
 NAMES = pytest.mark.parametrize("name", curvature.names())
@@ -130,7 +134,7 @@ def test_the_report_tells_the_true_residual(name, case):
     assert claimed == pytest.approx(float(found.max()), rel=1e-3, abs=1e-13)
 
 
-@pytest.mark.parametrize("name", ["exact", "cg", "lissa"])
+@pytest.mark.parametrize("name", ["exact", "cg", "dual", "lissa"])
 @pytest.mark.parametrize("data_scale", [1.0, 60 / 59])
 @ON
 def test_solving_undoes_the_product_at_the_stated_damping(name, case, data_scale):
@@ -139,10 +143,31 @@ def test_solving_undoes_the_product_at_the_stated_damping(name, case, data_scale
     assert float(found.max()) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["exact", "cg"])
+@pytest.mark.parametrize("name", ["exact", "cg", "dual"])
 @pytest.mark.parametrize("case", ["mlp", "mlp_untrained", "tied", "branching"])
 def test_networks_are_solved_at_the_stated_damping(name, case):
     found, _ = rest(recipe(name), ALL[case]().problem)
+    assert float(found.max()) < 1e-10
+
+
+FREE_INTERCEPT = pytest.mark.parametrize(
+    "case", ["ridge_free_intercept", "multinomial_free_intercept"]
+)
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_DECAY))
+@FREE_INTERCEPT
+def test_a_parameter_without_decay_is_refused_with_what_to_do(name, case):
+    with pytest.raises(BadArgument, match="3 of 15 parameters have neither") as refused:
+        make_curvature(name).fit(ALL[case]().problem)
+    assert "damping" in refused.value.remedy
+
+
+@INVERTING
+@FREE_INTERCEPT
+def test_with_damping_a_parameter_without_decay_is_solved_like_any_other(name, case):
+    own = replace(ACCURATE.get(name) or make_curvature(name), damping=0.05)
+    found, _ = rest(own, ALL[case]().problem)
     assert float(found.max()) < 1e-10
 
 
@@ -168,7 +193,8 @@ def test_the_size_of_batches_never_changes_the_solution(name, size, case, monkey
     own = recipe(name) if name != "lissa" else LiSSA(samples=None, depth=5, scale=10.0)
     expected = own.fit(problem).solve(v).vectors
     monkeypatch.setattr(Problem, "batch_size", lambda self, stack=1: min(size, len(self)))
-    monkeypatch.setattr("whence.calculus.products.jacobian_batch", lambda problem: size)
+    for module in ("calculus.products", "curvature.dual"):
+        monkeypatch.setattr(f"whence.{module}.jacobian_batch", lambda problem: size)
     actual = own.fit(problem).solve(v).vectors
     row = expected.abs().max(1, keepdim=True).values
     assert bool(((actual - expected).abs() <= 1e-10 * row).all())

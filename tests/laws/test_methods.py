@@ -73,7 +73,8 @@ def test_the_size_of_batches_never_changes_the_scores(name, case, size, monkeypa
         own = Influence(LiSSA(samples=None, depth=5, scale=10.0))
     expected = scores(own, case_of(case).problem, case_of(case).queries).values
     monkeypatch.setattr(Problem, "batch_size", lambda self, stack=1: min(size, len(self)))
-    monkeypatch.setattr("whence.calculus.products.jacobian_batch", lambda problem: size)
+    for module in ("calculus.products", "curvature.dual", "methods.influence"):
+        monkeypatch.setattr(f"whence.{module}.jacobian_batch", lambda problem: size)
     actual = scores(own, case_of(case).problem, case_of(case).queries).values
     assert_rows_close(actual, expected, 1e-10)
 
