@@ -255,7 +255,7 @@ def input_effects(problem: Problem, psi: Tensor, batch: Batch) -> Tree:
         out[q, b, ...] = -(b_b / N) d/dx_b  psi[q] . grad loss_b
 
     With psi = (H + damping I)^-1 grad m_q it is the derivative of the measurement m_q, after
-    training again, with respect to the input. Weights do not change: N is N under `renormalize` too.
+    training again, with respect to the input. Weights stay, so N is N under `renormalize` too.
 
     Args:
         problem: model and loss.
