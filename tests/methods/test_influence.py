@@ -13,6 +13,7 @@ from oracles import ridge_closed_form, slope_through_origin
 from problems import CONVEX, REAL, Case
 from whence.adapters import make_problem
 from whence.curvature.cg import CG
+from whence.curvature.dual import Dual
 from whence.curvature.exact import Exact
 from whence.curvature.identity import Identity
 from whence.curvature.lissa import LiSSA
@@ -249,6 +250,76 @@ def test_leverages_of_a_convex_problem_stay_below_one():
     )
     assert scores.report["leverage_fallbacks"] == 0
     assert 0 < scores.report["largest_leverage"] < 1
+
+
+# ------------------------------------------------------------------ self-influence
+
+OWN_RECIPES = {
+    "exact, first order": Influence("exact", removal="first_order"),
+    "exact, newton": Influence("exact", removal="newton"),
+    "exact, finite": Influence("exact", removal="newton", change="finite"),
+    "exact, first order, finite": Influence("exact", removal="first_order", change="finite"),
+    "dual, newton": Influence(Dual(damping=0.01), removal="newton"),
+    "dual, first order": Influence(Dual(damping=0.01), removal="first_order"),
+    "cg": Influence(CG(tolerance=1e-12)),
+    "cg, finite": Influence(CG(tolerance=1e-12), change="finite"),
+    "identity": Influence("identity"),
+}
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("recipe", OWN_RECIPES)
+@pytest.mark.parametrize(
+    "name", ["ridge_weighted", "ridge_free_intercept", "class_weighted", "multinomial", "tied"]
+)
+def test_self_influence_is_the_diagonal_of_explaining_the_training_data(name, recipe, renormalize):
+    case = problems.ALL[name]()
+    problem = (case.renormalized() if renormalize else case).problem
+    fitted = OWN_RECIPES[recipe].fit(problem)
+    everything = problem.data.take(torch.arange(len(problem)))
+    expected = np.diag(fitted.scores(everything, "loss").values)
+    actual = fitted.self_influence()
+    assert actual.shape == (len(problem),)
+    assert_allclose(actual, expected, rtol=1e-8, atol=1e-10 * abs(expected).max())
+
+
+@pytest.mark.parametrize("recipe", ["exact, first order", "dual, first order", "cg"])
+@pytest.mark.parametrize("name", ["ridge", "multinomial", "class_weighted"])
+def test_first_order_self_influence_is_never_negative(name, recipe):
+    assert (OWN_RECIPES[recipe].fit(CONVEX[name]().problem).self_influence() >= 0).all()
+
+
+def test_self_influence_of_a_logistic_regression_is_the_formula_of_the_paper():
+    """(1/N) sigma(-y f)^2 x^T H^-1 x, for labels y in {-1, +1}."""
+    case = problems.logistic()
+    oracle, theta = case.oracle, case.oracle.optimum()
+    inverse = np.linalg.inv(oracle.hessian(theta))
+    sigma = 1 - np.exp(-oracle.losses(theta))
+    expected = sigma**2 * np.einsum("id,de,ie->i", oracle.x, inverse, oracle.x) / 60
+    actual = Influence("exact", removal="first_order").fit(case.problem).self_influence()
+    assert_allclose(actual, expected, rtol=1e-9)
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", CONVEX)
+def test_self_influence_is_what_training_without_the_example_does_to_its_loss(name, renormalize):
+    """Exactly for a squared error; for the others within what one Newton step leaves."""
+    case = case_of(name, renormalize)
+    before = case.oracle.losses(case.oracle.optimum())
+    after = np.diag([case.oracle.losses(theta) for theta in case.oracle.retrained()])
+    method = Influence("exact", removal="newton", change="finite")
+    predicted = method.fit(case.problem).self_influence()
+    if name in RIDGES:
+        assert_allclose(predicted, after - before, rtol=1e-8, atol=1e-12)
+    assert np.corrcoef(predicted, after - before)[0, 1] > 0.995
+    assert 0.95 <= slope_through_origin(predicted, after - before) <= 1.05
+
+
+def test_an_example_of_base_weight_zero_has_no_self_influence():
+    for recipe in ("exact, newton", "exact, first order", "cg"):
+        own = OWN_RECIPES[recipe].fit(problems.class_weighted().problem).self_influence()
+        assert own[3] == 0
+        assert own[4] != 0
 
 
 # ------------------------------------------------------------------ the choices

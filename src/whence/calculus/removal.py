@@ -68,22 +68,47 @@ class Removal:
             up to rounding, A_i is not positive definite and first order stands instead of a step
             that does not exist.
         """
-        pull = residuals(self.problem, batch) * batch.weights[:, None]  # (B, C)
-        bend = output_hessians(self.problem, batch) * batch.weights[:, None, None]  # (B, C, C)
+        pull, drift = self._forces(batch, leverage)
         along = outputs(self.problem, self.psi, batch)  # (K, B, C)
         first = (torch.einsum("kbc,bc->kb", along, pull) - self._mean_along()) / self.divisor
+        step, shares = self._step(batch, leverage, drift)
+        return first + torch.einsum("kbc,bc->kb", along, step), shares
 
-        drift = torch.einsum("bcd,bd->bc", leverage, pull)  # J H^-1 b, times D
+    def own(self, batch: Batch, leverage: Tensor, *, is_newton: bool) -> Tensor:
+        """J_i A_i^-1 b, or J_i H^-1 b: how the outputs of each example move when it is removed.
+
+        Args:
+            batch: B examples.
+            leverage: (B, C, C) K_i.
+            is_newton: whether the removal is a Newton step instead of first order.
+
+        Returns:
+            (B, C). Under `renormalize` both forms need `solved_mean`.
+        """
+        _, drift = self._forces(batch, leverage)
+        if not is_newton:
+            return drift / len(self.problem)
+        step, _ = self._step(batch, leverage, drift)
+        return drift / self.divisor + torch.einsum("bcd,bd->bc", leverage, step)
+
+    def _forces(self, batch: Batch, leverage: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C) b_i r_i, and D J_i H^-1 b, what that force does to the outputs."""
+        pull = residuals(self.problem, batch) * batch.weights[:, None]
+        drift = torch.einsum("bcd,bd->bc", leverage, pull)
         if self.solved_mean is not None:
             drift = drift - outputs(self.problem, self.solved_mean, batch)[0]
-        system = self.divisor * torch.eye(pull.shape[1]).to(bend) - bend @ leverage
+        return pull, drift
+
+    def _step(self, batch: Batch, leverage: Tensor, drift: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C) the step beyond first order, along the rows of J_i, and (B,) largest shares."""
+        bend = output_hessians(self.problem, batch) * batch.weights[:, None, None]  # (B, C, C)
+        eye = torch.eye(bend.shape[1]).to(bend)
         shares = _largest_eigenvalue(bend, leverage) / self.divisor
         # Rounding cannot tell a leverage of one, where the step is 0 / 0, from one just below it.
         is_possible = shares < 1 - torch.finfo(shares.dtype).eps ** 0.5
-        system = torch.where(is_possible[:, None, None], system, torch.eye(pull.shape[1]).to(bend))
+        system = torch.where(is_possible[:, None, None], self.divisor * eye - bend @ leverage, eye)
         force = torch.einsum("bcd,bd->bc", bend, drift / self.divisor) * is_possible[:, None]
-        step = torch.linalg.solve(system, force)  # (B, C)
-        return first + torch.einsum("kbc,bc->kb", along, step), shares
+        return torch.linalg.solve(system, force), shares
 
     def _mean_along(self) -> Tensor:
         """(K, 1) the directions times the mean data gradient."""

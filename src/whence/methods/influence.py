@@ -5,11 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from whence.calculus.changes import Pull
-from whence.calculus.gradients import jacobian_batch, jacobians, measurement_gradients, outputs
+from whence.calculus.gradients import (
+    gradients,
+    jacobian_batch,
+    jacobians,
+    measurement_gradients,
+    outputs,
+    residuals,
+)
 from whence.calculus.products import example_pull, objective_gradient
 from whence.calculus.removal import Removal
 from whence.core.batches import Batch
@@ -36,6 +44,9 @@ FAR_FROM_OPTIMUM = 1.0
 
 NEWTON_OUTPUTS = 100
 """The Newton form solves a C x C system per example; above this C it is not offered."""
+
+_SOLVED_TOGETHER = 64
+"""Gradients of training examples that an iteration without leverage solves for together."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +195,56 @@ class FittedInfluence(Fitted):
             report=merge_reports(self.report, solution.report, _leverage_report(leverages)),
             started=started,
         )
+
+    def self_influence(self) -> np.ndarray:
+        """Effect of removing each training example on its own loss.
+
+            (1/N) b_i grad loss_i^T (H + damping I)^-1 grad loss_i         first order, N fixed
+
+        The diagonal of the effects that `scores` finds for the training examples as queries, with
+        the loss as measurement: with Newton steps, a finite change or a renewed mean where those
+        are made. To first order, with N fixed, never negative: without itself an example fares
+        worse. What was learnt by heart has much of it; so have wrong labels.
+
+        Returns:
+            (N,), unit of the loss.
+
+        Source: Koh & Liang 2017 (arXiv:1703.04730), section 5.4, there without 1/N.
+        """
+        problem, count = self.problem, len(self.problem)
+        mean = self._mean_gradient()[None] if problem.renormalize else None
+        solved = None if mean is None else self.ihvp.solve(mean).vectors
+        removal = Removal(problem, problem.parameters.new_zeros(0, problem.size), mean, solved)
+
+        def rows(batch: Batch) -> Tensor:
+            if self.is_newton or self.change == "finite":
+                kernel = self._leverage(jacobians(problem, batch))
+                moved = removal.own(batch, kernel, is_newton=self.is_newton)
+                return self._own_change(batch, moved)[None]
+            slopes = gradients(problem, batch)
+            own = self._leverage(slopes[:, None])[:, 0, 0] * batch.weights
+            return (own if solved is None else own - slopes @ solved[0])[None] / count
+
+        return stream(problem, rows, queries=1, size=jacobian_batch(problem))[0]
+
+    def _leverage(self, rows: Tensor) -> Tensor:
+        """(B, C, C) rows H^-1 rows^T of each example, by solving for them if need be."""
+        try:
+            return self.ihvp.leverage(rows)
+        except Unsupported:
+            parts = rows.flatten(0, 1).split(_SOLVED_TOGETHER)
+            solved = torch.cat([self.ihvp.solve(part).vectors for part in parts])
+            return rows @ solved.unflatten(0, rows.shape[:2]).mT
+
+    def _own_change(self, batch: Batch, moved: Tensor) -> Tensor:
+        """(B,) change of each loss when its outputs move by (B, C)."""
+        if self.change == "linear":
+            return (residuals(self.problem, batch) * moved).sum(1)
+        targets = cast("Tensor", batch.targets)
+        with torch.no_grad():
+            before = self.problem.outputs(self.problem.parameters, batch.inputs)
+            after = before + moved.reshape(before.shape)
+            return self.problem.loss(after, targets) - self.problem.loss(before, targets)
 
     def respond(
         self, change: Change, queries: object, measurement: MeasurementLike = None
