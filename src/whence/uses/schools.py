@@ -5,142 +5,43 @@ Grad-CAM), a simpler model nearby (LIME), the training examples that excite the 
 first three are computed by captum, an optional package; whence says what is measured.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import isqrt, prod
-from types import ModuleType
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from whence.calculus.gradients import measure
+from whence.calculus.regions import (
+    MOST_FEATURES,
+    Attribution,
+    GradCam,
+    LocalModel,
+    Measured,
+    grad_cam,
+    import_captum,
+    integrated_gradients,
+    local_model,
+)
 from whence.core.batches import Batch
 from whence.core.display import Display
 from whence.core.heatmap import heat_map
 from whence.core.measurements import make_measurement, predicted_targets
-from whence.core.prepared import PreparedData
+from whence.core.places import Places, find_places
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
-from whence.errors import BadArgument, BadData, NonFinite, Unsupported
+from whence.errors import BadArgument, Unsupported, unknown_name
 from whence.methods.base import MeasurementLike, stream
 from whence.sections import Bars, Block, Gallery, Section, Table
-from whence.store.jsonable import as_json
+from whence.store.jsonable import as_json, json_text
 from whence.uses.base import Result
-
-Baseline = Literal["auto", "zero", "mean"]
-
-STEPS = (64, 256, 1024)
-"""Points on the way from the baseline, taken until the attributions add up."""
-
-ADDS_UP = 1e-3
-"""Largest residual of integrated gradients that is not warned about, as a share of their sizes."""
-
-SAMPLES, SAMPLES_PER_FEATURE = 1024, 8
-"""Inputs that the local model is fitted to and judged by: the larger of the two."""
-
-MOST_FEATURES = 1000
-"""A linear model of more features is neither simple nor fitted in seconds."""
-
-KERNEL_WIDTH = 0.25
-"""Of the local model, the width that the authors of LIME take for pictures."""
-
-FITS = 0.5
-"""A local model that explains less of what happens nearby is warned about."""
 
 SHOWN, BARS = 6, 12
 """Training examples, and columns, that a section shows."""
-
-
-# ------------------------------------------------------------------------- what is found
-
-
-@dataclass(frozen=True, eq=False)
-class Attribution:
-    """Integrated gradients: how much each number of the input adds to the measurement.
-
-        values[j] = (x_j - b_j) integral_0^1 d m / d x_j (b + a (x - b)) da
-        sum_j values[j] = m(x) - m(b)                                           (completeness)
-
-    Args:
-        values: in the shape of one input, in the unit of the measurement.
-        at_baseline: m(b), the measurement of the baseline b.
-        difference: m(x) - m(b).
-        steps: points of the integral.
-
-    Source: Sundararajan, Taly & Yan 2017 (arXiv:1703.01365), equation 1, proposition 1.
-    """
-
-    values: np.ndarray
-    at_baseline: float
-    difference: float
-    steps: int
-
-    @property
-    def residual(self) -> float:
-        """How far the attributions are from adding up: their sum minus m(x) - m(b)."""
-        return float(self.values.sum()) - self.difference
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the residual is at most a thousandth of the attributions."""
-        return abs(self.residual) <= ADDS_UP * float(abs(self.values).sum())
-
-
-@dataclass(frozen=True, eq=False)
-class GradCam:
-    """Grad-CAM: where the channels of a convolution are active that raise the measurement.
-
-        values[h, w] = sum_c A[c, h, w] mean_{h', w'} d m / d A[c, h', w']
-
-    Without the ReLU of the paper: a negative number speaks against the measurement.
-
-    Args:
-        layer: name of the convolution whose outputs are A.
-        values: (h, w), as coarse as the layer.
-        picture: (H, W), stretched over the input.
-
-    Source: Selvaraju et al. 2017 (arXiv:1610.02391), equations 1 and 2.
-    """
-
-    layer: str
-    values: np.ndarray
-    picture: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class LocalModel:
-    """LIME: a linear model of which parts of the input are there.
-
-        m(z) ~ intercept + sum_k coefficients[k] z_k,       z_k = 0 where part k is the baseline
-
-    Fitted by least squares to random z in {0, 1}^K, weighted by exp(-d^2 / (2 * 0.25^2)) with
-    the cosine distance d = 1 - sqrt(share of parts that are there).
-
-    Args:
-        coefficients: (K,) in the unit of the measurement.
-        intercept: of the model.
-        parts: in the shape of one input, the part 0 to K - 1 that each number belongs to; -1
-            where the query equals the baseline.
-        r_squared: weighted share of the variance explained, on the fourth of the samples that the
-            model was not fitted to.
-        samples: inputs that were tried.
-
-    Source: Ribeiro, Singh & Guestrin 2016 (arXiv:1602.04938), section 3.
-    """
-
-    coefficients: np.ndarray
-    intercept: float
-    parts: np.ndarray
-    r_squared: float
-    samples: int
-
-    @property
-    def values(self) -> np.ndarray:
-        """The coefficient of each number's part, in the shape of one input; 0 for no part."""
-        return np.where(self.parts < 0, 0.0, self.coefficients[self.parts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,29 +64,85 @@ class Activations:
         return [(self.ids[i].item(), float(self.values[i])) for i in order]
 
 
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """What looking at the input has found.
+
+    Args:
+        places: where the numbers of the input stand.
+        inputs: the query, as the model takes it.
+        start: the baseline that it is compared with, in the same shape.
+        baseline: words for the baseline.
+        is_prepared: whether fixed steps have made the inputs from raw examples.
+        attribution: integrated gradients.
+        grad_cam: Grad-CAM; None where there is no picture, or no convolution.
+        local_model: LIME; None where no part, or too many, differ from the baseline.
+    """
+
+    places: Places
+    inputs: np.ndarray
+    start: np.ndarray
+    baseline: str
+    is_prepared: bool
+    attribution: Attribution
+    grad_cam: GradCam | None
+    local_model: LocalModel | None
+
+    def fields(self) -> list[tuple[str, np.ndarray]]:
+        """What each school says of each place, with its name."""
+        size = self.places.gather(np.ones(self.places.index.shape))
+        fields = [("integrated gradients", self.places.gather(self.attribution.values))]
+        if self.grad_cam is not None:
+            fields.append((f"Grad-CAM at the layer {self.grad_cam.layer}", self.grad_cam.picture))
+        if self.local_model is not None:
+            own = self.places.gather(self.local_model.values) / size
+            fields.append(("local linear model, by parts", own))
+        return fields
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader should know before believing the numbers."""
+        made, local = self.attribution, self.local_model
+        missed = (
+            f"Integrated gradients miss {_number(made.residual)} of what they have to add up to, "
+            f"after {made.steps} steps: the model jumps between the baseline and the query."
+        )
+        none = (
+            f"No local model was fitted: of the parts none, or more than {MOST_FEATURES}, differ "
+            f"from {self.baseline}."
+        )
+        if local is None:
+            fits = none
+        elif not local.is_faithful:
+            fits = (
+                f"The local model explains {_percent(local.r_squared)} of what happens nearby: "
+                "its coefficients say little."
+            )
+        else:
+            fits = ""
+        return tuple(text for text in ("" if made.is_complete else missed, fits) if text)
+
+
 @dataclass(frozen=True)
 class Asked:
     """The prediction that was explained, in words.
 
     Args:
         query: id of the query.
-        measurement: what was measured, for example "margin of 9", and its unit.
+        display: how it looks.
+        answer: what the model says of it; empty where its outputs have no known meaning.
+        label: of the query; None where it has none.
+        measurement: what was measured, for example "margin of 9".
         unit: of the measurement.
         value: m(x).
-        answer: what the model says.
-        label: of the query; None where it has none.
-        baseline: what the input is compared with.
-        display: how the query looks.
     """
 
     query: int | str
+    display: Display
+    answer: str
+    label: str | None
     measurement: str
     unit: str
     value: float
-    answer: str
-    label: str | None
-    baseline: str
-    display: Display
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,88 +151,62 @@ class Schools(Result):
 
     Args:
         asked: the prediction.
-        attribution: integrated gradients, or None.
-        grad_cam: Grad-CAM, or None where there is no picture or no convolution.
-        local_model: LIME, or None.
-        activations: of the training examples.
-        examples: displays of the most activating training examples, with words.
-        places: how the numbers of an input lie in front of a reader.
-        warnings: what a reader should know.
+        regions: what looking at the input has found; None where nothing looked at it.
+        activations: of all training examples.
+        examples: the most activating training examples: displays with words.
     """
 
     asked: Asked
-    attribution: Attribution | None
-    grad_cam: GradCam | None
-    local_model: LocalModel | None
+    regions: Regions | None
     activations: Activations
     examples: tuple[tuple[Display, str], ...]
-    places: "Places"
-    warnings: tuple[str, ...]
 
     def section(self) -> Section:
         """Heat maps or bars, the most activating training examples, and how well each fits."""
-        blocks = [*_regions(self), Gallery(self.examples, _examples_caption(self)), _checks(self)]
-        title = f"Other schools: query {self.asked.query}"
-        return Section("other_schools", title, _sentence(self), blocks, self.warnings)
+        caption = (
+            "The training examples on which the answer is strongest, with their labels and their "
+            f"{self.activations.name}."
+        )
+        blocks: list[Block] = [Gallery(self.examples, caption)]
+        if self.regions is not None:
+            blocks = [*_draw(self.asked, self.regions), *blocks, _checks(self.asked, self.regions)]
+        return Section(
+            kind="other_schools",
+            title=f"Other schools: what they say of query {self.asked.query}",
+            sentence=_sentence(self),
+            blocks=blocks,
+            warnings=() if self.regions is None else self.regions.warnings(),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Every number: attributions, coefficients, activations, and what they were made with."""
-        asked, cam, local = self.asked, self.grad_cam, self.local_model
-        found: dict[str, Any] = {
-            "query": asked.query,
-            "measurement": {"name": asked.measurement, "unit": asked.unit, "value": asked.value},
-            "answer": asked.answer,
-            "label": asked.label,
-            "baseline": asked.baseline,
-            "integrated_gradients": None,
-            "grad_cam": None if cam is None else {"layer": cam.layer, "values": cam.values},
-            "local_model": None,
-            "activations": {
-                "name": self.activations.name,
-                "ids": self.activations.ids,
-                "values": self.activations.values,
-            },
-            "warnings": self.warnings,
+        asked = {name: value for name, value in vars(self.asked).items() if name != "display"}
+        found = {
+            "kind": "other_schools",
+            **asked,
+            "activations": _fields(self.activations, "name", "ids", "values"),
+            "regions": self.regions and _regions_json(self.regions),
         }
-        if self.attribution is not None:
-            found["integrated_gradients"] = _fields(
-                self.attribution, "values", "at_baseline", "difference", "residual", "steps"
-            )
-        if local is not None:
-            found["local_model"] = _fields(
-                local, "coefficients", "intercept", "parts", "r_squared", "samples"
-            )
-        return as_json(found, "the other schools")
+        return json.loads(json_text(as_json(found, "the other schools")))
 
 
-@dataclass(frozen=True, eq=False)
-class Places:
-    """How the numbers of one input lie in front of a reader: pixels, positions or columns.
+def _regions_json(regions: Regions) -> dict[str, Any]:
+    return {
+        **(_fields(regions, "inputs", "start", "baseline", "is_prepared") or {}),
+        "places": _fields(regions.places, "kind", "names", "grid"),
+        "integrated_gradients": _fields(
+            regions.attribution, "values", "at_baseline", "difference", "residual", "steps"
+        ),
+        "grad_cam": _fields(regions.grad_cam, "layer", "values"),
+        "local_model": _fields(
+            regions.local_model, "coefficients", "intercept", "parts", "r_squared", "samples"
+        ),
+        "warnings": regions.warnings(),
+    }
 
-    Args:
-        index: in the shape of one input, the place of each number; channels share their pixel.
-        names: of the places; empty for pixels.
-        grid: (H, W) of a picture; None otherwise.
-        kind: what a place is called.
-    """
 
-    index: np.ndarray
-    names: tuple[str, ...]
-    grid: tuple[int, int] | None
-    kind: Literal["pixel", "position", "column"]
-
-    def gather(self, values: np.ndarray) -> np.ndarray:
-        """(number of places,) sums of what stands at each place."""
-        return np.bincount(self.index.ravel(), weights=values.ravel())
-
-    def parts(self, regions: int) -> np.ndarray:
-        """(number of places,) the part of each: a cell of a grid over a picture, else itself."""
-        if self.grid is None:
-            return np.arange(int(self.index.max()) + 1)
-        rows, columns = (
-            np.arange(side) * min(regions, side) // side for side in self.grid
-        )
-        return (rows[:, None] * (columns.max() + 1) + columns).ravel()
+def _fields(found: object, *names: str) -> dict[str, Any] | None:
+    return None if found is None else {name: getattr(found, name) for name in names}
 
 
 # ------------------------------------------------------------------------- the question
@@ -288,12 +219,12 @@ def other_schools(
     position: int = 0,
     measurement: MeasurementLike = None,
     regions: int | None = 8,
-    baseline: Baseline | object = "auto",
+    baseline: object = "auto",
     seed: int = 0,
 ) -> Schools:
     """The region that mattered, a simpler local model, and the most activating training examples.
 
-    Integrated gradients and LIME explain the measurement itself, m(x) - m(baseline); Grad-CAM the
+    Integrated gradients and LIME explain m(x) - m(baseline), the measurement itself; Grad-CAM the
     same measurement at the last convolution that the model runs. The most activating training
     examples are those on which the answer given to the query is strongest: the logit of its class,
     the margin of its side where there is one logit, the prediction of a regression.
@@ -305,63 +236,289 @@ def other_schools(
         queries: `(inputs, targets)` in the form of the training data, or inputs alone.
         position: which of the queries is explained, counted from 0.
         measurement: what is measured on the query; see `whence.explain`.
-        regions: LIME cuts a picture into regions x regions cells; a row has its columns for parts
-            and a sequence its positions. None leaves out everything that looks at the input, and
-            needs neither captum nor inputs that are numbers.
+        regions: LIME cuts a picture into regions x regions cells; of a row every column is a part
+            by itself, of a sequence every position. None leaves out all that looks at the input,
+            and needs neither captum nor inputs that are numbers.
         baseline: what the input is compared with: "zero", "mean" (of the training inputs), or one
             input. "auto" takes zero for pictures and for rows that are mostly zeros, such as
-            counts of words, else the mean.
+            counts of words, and the mean otherwise.
         seed: of the inputs that LIME tries.
 
     Returns:
-        Numbers in the unit of the measurement; positive numbers raise it.
+        Numbers in the unit of the measurement; a positive one raises it.
 
     Raises:
         BadArgument: no such query, too few regions, a baseline of another shape.
-        Unsupported: captum is missing, or the inputs are integers or several tensors.
-        NonFinite: a gradient on the way from the baseline is not a number.
+        UnknownName: a baseline or measurement that does not exist.
+        Unsupported: captum is missing; the inputs are integers, or several tensors; the model
+            has no derivative with respect to them.
+        NonFinite: a derivative on the way from the baseline is not a number.
 
     Sources: see `Attribution`, `GradCam` and `LocalModel`; most activating inputs: Girshick et al.
-    2014 (arXiv:1311.2524), section 3.1, there among held-out regions.
+    2014 (arXiv:1311.2524), section 3.1, who looked among held-out regions.
     """
     asked = _one(problem.queries(queries), position)
-    measured = _Measured(problem, make_measurement(measurement, problem.loss), asked)
-    places = _places(problem, asked) if regions is not None else _no_places()
-    found: dict[str, Any] = {"attribution": None, "grad_cam": None, "local_model": None}
-    words, warnings = "", []
-    if regions is not None:
-        _check_regions(regions)
-        library = _captum()
-        start, words = _baseline(problem, places, asked.inputs, baseline)
-        found["attribution"] = _integrate(library, measured, start)
-        found["grad_cam"] = _grad_cam(library, measured, places)
-        found["local_model"] = _simplify(library, measured, start, places.parts(regions)[places.index], seed)
-        warnings = _warnings(problem, found, words)
-    activations = _activations(problem, measured)
-    return Schools(
-        asked=_in_words(measured, words),
-        activations=activations,
-        examples=_examples(problem, activations),
+    measured = Measured(problem, problem.measurement(measurement), asked)
+    value = float(measure(problem, measured.measurement, asked)[0])
+    looked = None if regions is None else _look(measured, regions, baseline, seed)
+    activations = _activations(measured)
+    return Schools(_in_words(measured, value), looked, activations, _examples(problem, activations))
+
+
+def _look(measured: Measured, regions: int, baseline: object, seed: int) -> Regions:
+    problem, asked = measured.problem, measured.asked
+    _check(asked.inputs, regions)
+    import_captum()  # before anything is computed
+    places = find_places(problem, tuple(asked.inputs.shape[1:]), _show(problem, asked))
+    start, words = _baseline(problem, places, asked.inputs, baseline)
+    return Regions(
         places=places,
-        warnings=tuple(warnings),
-        **found,
+        inputs=asked.inputs[0].double().cpu().numpy(),
+        start=start[0].double().cpu().numpy(),
+        baseline=words,
+        is_prepared=problem.data.is_prepared,
+        attribution=integrated_gradients(measured, start),
+        grad_cam=None if places.grid is None else grad_cam(measured, places.grid),
+        local_model=local_model(measured, start, places.parts(regions), seed=seed),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """The measurement of one query as a function of its inputs, at the problem's parameters."""
+def _one(asked: Queries, position: int) -> Queries:
+    if not 0 <= position < len(asked):
+        raise BadArgument(
+            found=f"Query {position} was asked for; there are {len(asked)} queries.",
+            why="Queries are counted from 0, in the order in which they were given.",
+            remedy=f"Give a position from 0 to {len(asked) - 1}.",
+        )
+    rows = slice(position, position + 1)
+    return Queries(
+        inputs=tree_map(lambda leaf: leaf[rows], asked.inputs),
+        targets=asked.targets[rows],
+        ids=asked.ids[rows],
+        are_labelled=asked.are_labelled,
+        displays=asked.displays[rows],
+    )
 
-    problem: Problem
-    measurement: Measurement
-    asked: Queries
 
-    def __call__(self, inputs: Any) -> Tensor:
-        """(B,) for (B, ...) inputs."""
-        outputs = self.problem.outputs(self.problem.parameters, inputs)
-        return self.of(outputs, self.asked.targets)
+def _check(inputs: Any, regions: int) -> None:
+    if regions < 1:
+        raise BadArgument(
+            found=f"regions={regions}.",
+            why="LIME cuts a picture into regions x regions cells.",
+            remedy="Give a whole number from 1, or None to leave out what looks at the input.",
+        )
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        return
+    raise Unsupported(
+        found=f"The inputs are {inputs.dtype}, such as tokens or categories."
+        if isinstance(inputs, Tensor)
+        else f"An example has {len(inputs)} input tensors.",
+        why="Integrated gradients move one tensor of numbers from a baseline to the query; "
+        "integers cannot be moved a little.",
+        remedy="Make a problem whose inputs are one tensor of numbers, for example the embeddings "
+        "of the tokens, or pass regions=None for the most activating training examples alone.",
+    )
 
-    def of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """(B,) for (B, ...) outputs and one target for all of them."""
-        function = cast("Callable[[Tensor, Tensor], Tensor]", self.measurement.function)
-        return function(outputs, target.expand(len(outputs), *target.shape[1:]))
+
+# ------------------------------------------------------------------------- the input
+
+
+def _show(problem: Problem, asked: Queries) -> Display:
+    if asked.displays:
+        return dict(asked.displays[0])
+    example = tree_map(lambda leaf: leaf[0].cpu(), asked.inputs)
+    return problem.show_query(example, asked.targets[0].cpu())
+
+
+def _baseline(
+    problem: Problem, places: Places, inputs: Tensor, baseline: object
+) -> tuple[Tensor, str]:
+    """What the input is compared with, (1, ...), and words for it."""
+    if not isinstance(baseline, str):
+        given = torch.as_tensor(np.asarray(baseline)).to(inputs)
+        if given.shape not in (inputs.shape, inputs.shape[1:]):
+            raise BadArgument(
+                found=f"The baseline has the shape {tuple(given.shape)}, an input "
+                f"{tuple(inputs.shape[1:])}.",
+                why="The way from the baseline to the query moves every number of the input.",
+                remedy='Give one input, or "auto", "zero" or "mean".',
+            )
+        return given.reshape(inputs.shape), "the given baseline"
+    if baseline not in ("auto", "zero", "mean"):
+        raise unknown_name("baseline", baseline, ("auto", "zero", "mean"))
+    zero = torch.zeros_like(inputs)
+    if baseline == "zero" or (baseline == "auto" and places.grid is not None):
+        return zero, "an input of zeros"
+    mean, filled = _training_means(problem)
+    if baseline == "auto" and filled < 0.5:
+        return zero, "an input of zeros"
+    return mean.to(inputs).reshape(inputs.shape), "the mean training input"
+
+
+def _training_means(problem: Problem) -> tuple[Tensor, float]:
+    """The mean training input in float64, and the share of its numbers that are not zero."""
+    total = torch.zeros((), dtype=torch.float64, device=problem.device)
+    filled = 0
+    for batch in problem.batches():
+        total = total + batch.inputs.double().sum(0)
+        filled += int(batch.inputs.count_nonzero())
+    return total / len(problem), filled / (total.numel() * len(problem))
+
+
+def _activations(measured: Measured) -> Activations:
+    """The answer that the model gave to the query, measured on every training example."""
+    problem = measured.problem
+    name, strength = _strength(problem, measured)
+
+    def rows(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return strength(problem.outputs(problem.parameters, batch.inputs))[None]
+
+    values = stream(problem, rows, queries=1, size=problem.batch_size())[0]
+    return Activations(name, values, problem.data.ids)
+
+
+def _strength(problem: Problem, measured: Measured) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """A name and a function of outputs: how strongly they say what was answered to the query."""
+    task = problem.loss.task
+    if task == "unknown":
+        sign = 1 if measured.measurement.higher_is_better else -1
+        words = f"{_plain_name(measured.measurement)} with the target of this query"
+        return (
+            words if sign > 0 else f"minus the {words}",
+            lambda outputs: sign * measured.of(outputs, measured.asked.targets),
+        )
+    with torch.no_grad():
+        outputs = problem.outputs(problem.parameters, measured.asked.inputs)
+    answer = predicted_targets(outputs, problem.loss)
+    kind = {"classes": "logit", "regression": "prediction"}.get(task, "margin")
+    own = Measured(problem, make_measurement(kind, problem.loss), measured.asked)
+    return _of_class(own.measurement, problem, answer), lambda outputs: own.of(outputs, answer)
+
+
+def _examples(problem: Problem, activations: Activations) -> tuple[tuple[Display, str], ...]:
+    order = np.argsort(-activations.values, kind="stable")[:SHOWN].tolist()
+    words = [
+        f"{problem.data.ids[i]}: {problem.label_of(i) or 'no label'}, "
+        f"{_number(float(activations.values[i]))}"
+        for i in order
+    ]
+    return tuple((problem.show(i), said) for i, said in zip(order, words, strict=True))
+
+
+# ------------------------------------------------------------------------- in words
+
+
+def _in_words(measured: Measured, value: float) -> Asked:
+    problem, asked = measured.problem, measured.asked
+    example = tree_map(lambda leaf: leaf[0].cpu(), asked.inputs)
+    return Asked(
+        query=asked.ids[0].item(),
+        display=_show(problem, asked),
+        answer=problem.prediction_of(example)["label"] or "",
+        label=problem.label_name(asked.targets[0].cpu()) if asked.are_labelled else None,
+        measurement=_of_class(measured.measurement, problem, asked.targets),
+        unit=measured.measurement.unit,
+        value=value,
+    )
+
+
+def _plain_name(measurement: Measurement) -> str:
+    return {"log_prob": "log-probability"}.get(measurement.name, measurement.name.replace("_", " "))
+
+
+def _of_class(measurement: Measurement, problem: Problem, targets: Tensor) -> str:
+    """'margin of 9' where the measurement belongs to a class."""
+    name, is_logit = _plain_name(measurement), measurement.name == "logit"
+    is_of_class = measurement.name in ("margin", "log_prob") or (
+        is_logit and problem.loss.task == "classes"
+    )
+    if not is_of_class or targets[0].numel() > 1:
+        return name
+    return f"{name} of {problem.label_name(targets[0].cpu())}"
+
+
+def _sentence(found: Schools) -> str:
+    asked, regions = found.asked, found.regions
+    label = f"; the label is {asked.label}" if asked.label not in (None, asked.answer) else ""
+    says = f"The model says {asked.answer}{label}: the" if asked.answer else "The"
+    parts = [f"{says} {asked.measurement} is {_number(asked.value)} {asked.unit}."]
+    if regions is not None:
+        parts.append(
+            f"That is {_number(regions.attribution.difference)} {asked.unit} from "
+            f"{regions.baseline}, which integrated gradients share out over the input."
+        )
+        local = regions.local_model
+        if local is not None and np.isfinite(local.r_squared):
+            parts.append(
+                f"A linear model of {len(local.coefficients)} parts explains "
+                f"{_percent(local.r_squared)} of what happens when parts become {regions.baseline}."
+            )
+    name, value = found.activations.top(1)[0]
+    parts.append(
+        f"The answer is strongest on training example {name} ({found.activations.name}: "
+        f"{_number(value)})."
+    )
+    parts.append("None of this says which training examples made the model so; effects do.")
+    return " ".join(parts)
+
+
+def _draw(asked: Asked, regions: Regions) -> list[Block]:
+    """Heat maps of a picture; bars for positions and columns."""
+    if regions.places.grid is None:
+        title = f"change of the {asked.measurement} [{asked.unit}]"
+        return [_bars(regions, values, title, name) for name, values in regions.fields()]
+    pictures = [(asked.display, "the query")]
+    for name, values in regions.fields():
+        deepest = _number(float(abs(values).max()))
+        words = f"{name}; the deepest colour is {deepest} {asked.unit}"
+        pictures.append((heat_map(values, asked.display), words))
+    colours = f"Blue raises the {asked.measurement}, orange lowers it"
+    return [Gallery(pictures, f"{colours}; compared with {regions.baseline}.")]
+
+
+def _bars(regions: Regions, values: np.ndarray, title: str, what: str) -> Bars:
+    """The strongest places; columns beside the value that the query has there."""
+    places, kind = regions.places, f"{regions.places.kind}s"
+    order = np.argsort(-abs(values), kind="stable")[:BARS].tolist()
+    names = [places.names[i] for i in order]
+    if places.kind == "column":
+        seen = regions.inputs.ravel()[order].tolist()
+        names = [f"{name} = {_number(own)}" for name, own in zip(names, seen, strict=True)]
+    if regions.is_prepared:
+        kind += ", as the last step takes them"
+    caption = f"{what[:1].upper()}{what[1:]}: the strongest {len(order)} of {len(values)} {kind}."
+    if len(order) < len(values):
+        others = float(values.sum()) - float(values[order].sum())
+        caption += f" The others together: {_number(others)}."
+    pairs = [(name, float(values[i])) for name, i in zip(names, order, strict=True)]
+    return Bars(pairs, title, caption)
+
+
+def _checks(asked: Asked, regions: Regions) -> Table:
+    """What the regions and the local model were made with, and how well they fit."""
+    made, cam, local = regions.attribution, regions.grad_cam, regions.local_model
+    rows: list[tuple[str, str | float | int | None]] = [
+        (f"{asked.measurement} of the query [{asked.unit}]", asked.value),
+        (f"{asked.measurement} of {regions.baseline} [{asked.unit}]", made.at_baseline),
+        (f"integrated gradients: sum [{asked.unit}]", float(made.values.sum())),
+        (f"integrated gradients: error of the sum [{asked.unit}]", made.residual),
+        ("integrated gradients: steps", made.steps),
+    ]
+    if cam is not None:
+        rows.append(("Grad-CAM: layer", cam.layer))
+    if local is not None:
+        rows += [
+            ("local linear model: parts", len(local.coefficients)),
+            ("local linear model: inputs tried", local.samples),
+            ("local linear model: share explained (R²)", local.r_squared),
+        ]
+    return Table(("check", "value"), rows, "How these were made, and how well they fit.")
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %".replace("-", "\N{MINUS SIGN}")
