@@ -106,6 +106,7 @@ class PreparedData(Data):
 
     def _shaped(self, raw: object) -> object:
         """Numbers in the form that the steps were fitted on."""
+        raw = _on_cpu(raw)
         columns: Any = getattr(self.rows, "columns", None)
         if columns is None or hasattr(raw, "columns"):
             return raw

@@ -80,6 +80,11 @@ class CallableTraining(Training):
         """The name of the user's function."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
+    @property
+    def takes_data(self) -> bool:
+        """Whether it can be trained on examples with other contents."""
+        return "data" in inspect.signature(self.function).parameters
+
     def retrain(self, problem: "Problem", weights: Tensor, *, seed: int = 0) -> Retrained:
         """Calls the function once for each row of weights; see `Training.retrain`.
 
@@ -97,7 +102,7 @@ class CallableTraining(Training):
         """`data=` where the examples are no longer those that the function knows."""
         if not problem.data.is_changed:
             return {}
-        if "data" not in inspect.signature(self.function).parameters:
+        if not self.takes_data:
             raise CannotRetrain(
                 found=f"Some training examples have other contents now; {self.name} takes only "
                 "weights and a seed.",
