@@ -14,7 +14,9 @@ def places_of(size: tuple[int, ...], picture: tuple[int, ...] | None = None, **h
     """Places of an input that a reader sees as a picture, or as a row."""
     problem = replace(PROBLEM, display=hints or None)
     shown = np.zeros(size if picture is None else picture)
-    return find_places(problem, size, describe(shown, "row" if picture is None else "image"))
+    return find_places(
+        problem, size, describe(shown, "row" if picture is None else "image"), is_prepared=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,3 +76,10 @@ def test_a_picture_is_cut_into_rectangles_of_nearly_equal_size(regions, cells):
         assert len(rows) == height * width
         assert height in (8 // min(regions, 8), -(-8 // min(regions, 8)))
         assert width in (6 // min(regions, 6), -(-6 // min(regions, 6)))
+
+
+def test_features_that_were_made_out_of_a_picture_are_columns_without_its_names():
+    problem = replace(PROBLEM, display={"feature_names": [f"pixel {i}" for i in range(16)]})
+    display = describe(np.zeros((4, 4)))
+    places = find_places(problem, (16,), display, is_prepared=True)
+    assert (places.kind, places.names[3]) == ("column", "feature 3")

@@ -34,6 +34,9 @@ MOST_FEATURES = 1000
 KERNEL_WIDTH = 0.25
 """Of the local model, the width that the authors of LIME take for pictures."""
 
+RAW_BATCH = 16
+"""Raw inputs that go through a feature extractor at once, with the graph of all its layers."""
+
 FITS = 0.5
 """A local model that explains less of what happens nearby is warned about."""
 
@@ -131,26 +134,46 @@ class LocalModel:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The measurement of one query as a function of its inputs, at the problem's parameters.
+    """The measurement of one query as a function of what is looked at, at fixed parameters.
 
     Args:
-        problem: whose model is called functionally.
+        problem: whose model is called functionally, at the problem's parameters.
         measurement: what is measured.
         asked: one query, whose target the measurement takes.
+        raw: (1, ...) the raw query, where that is looked at and not the inputs of the model.
+        enter: from raw inputs (B, ...) to inputs of the model, differentiably.
     """
 
     problem: Problem
     measurement: Measurement
     asked: Queries
+    raw: Tensor | None = None
+    enter: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def inputs(self) -> Any:
+        """What is looked at, (1, ...)."""
+        return self.asked.inputs if self.raw is None else self.raw
 
     def __call__(self, inputs: Any) -> Tensor:
-        """(B,) for (B, ...) inputs."""
-        return self.of(self.problem.outputs(self.problem.parameters, inputs), self.asked.targets)
+        """(B,) for B of what is looked at."""
+        entered = inputs if self.enter is None else self.enter(inputs)
+        return self.of(self.problem.outputs(self.problem.parameters, entered), self.asked.targets)
 
     def of(self, outputs: Tensor, target: Tensor) -> Tensor:
         """(B,) for (B, ...) outputs and one target (1, ...) for all of them."""
         function = cast("Callable[[Tensor, Tensor], Tensor]", self.measurement.function)
         return function(outputs, target.expand(len(outputs), *target.shape[1:]))
+
+    def batch_size(self) -> int:
+        """How many are in memory at once; few on their way through a feature extractor."""
+        return self.problem.batch_size() if self.enter is None else RAW_BATCH
+
+    def modules(self) -> list[tuple[str, nn.Module]]:
+        """Every module that is run, with its name, the extractor's among them."""
+        function = getattr(self.enter, "function", None)
+        own = list(self.problem.model.named_modules())
+        return [*function.named_modules(), *own] if isinstance(function, nn.Module) else own
 
 
 def import_captum() -> ModuleType:
@@ -179,11 +202,11 @@ def integrated_gradients(measured: Measured, start: Tensor) -> Attribution:
         Unsupported: captum is missing, or the model has no derivative with respect to its inputs.
         NonFinite: a derivative on the way from the baseline is not a number.
     """
-    inputs = measured.asked.inputs
+    inputs = measured.inputs
     with torch.no_grad():
         at_start = float(measured(start)[0])
         difference = float(measured(inputs)[0]) - at_start
-    chunk = measured.problem.batch_size()
+    chunk = measured.batch_size()
     method = import_captum().IntegratedGradients(measured)
 
     def take(steps: int) -> Attribution:
@@ -243,7 +266,7 @@ def grad_cam(measured: Measured, grid: tuple[int, int]) -> GradCam | None:
     if layer is None:
         return None
     with _differentiable():
-        values = library.LayerGradCam(measured, layer).attribute(measured.asked.inputs)
+        values = library.LayerGradCam(measured, layer).attribute(measured.inputs)
     if values.ndim != 4 or len(values) != 1:
         return None
     picture = library.LayerAttribution.interpolate(values, grid, "bilinear")
@@ -254,9 +277,7 @@ def _last_convolution(measured: Measured) -> tuple[str, nn.Module | None]:
     """The last nn.Conv2d that the model runs on the query, with its name."""
     called: list[tuple[str, nn.Module | None]] = [("", None)]
     convolutions = [
-        (name, module)
-        for name, module in measured.problem.model.named_modules()
-        if isinstance(module, nn.Conv2d)
+        (name, module) for name, module in measured.modules() if isinstance(module, nn.Conv2d)
     ]
     handles = [
         module.register_forward_hook(lambda *_, own=(name, module): called.append(own))
@@ -264,7 +285,7 @@ def _last_convolution(measured: Measured) -> tuple[str, nn.Module | None]:
     ]
     try:
         with torch.no_grad():
-            measured(measured.asked.inputs)
+            measured(measured.inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -289,7 +310,7 @@ def local_model(
         Unsupported: captum is missing.
     """
     library = import_captum()
-    inputs = measured.asked.inputs
+    inputs = measured.inputs
     differs = _array(inputs[0] != start[0]).astype(bool)
     alive, index = np.unique(parts[differs], return_inverse=True)
     if not 0 < len(alive) <= MOST_FEATURES:
@@ -314,7 +335,7 @@ def local_model(
             baselines=start,
             feature_mask=mask,
             n_samples=samples,
-            perturbations_per_eval=measured.problem.batch_size(),
+            perturbations_per_eval=measured.batch_size(),
             return_input_shape=False,
         )
     return LocalModel(

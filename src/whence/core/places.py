@@ -52,16 +52,18 @@ class Places:
         return cells.ravel()[self.index]
 
 
-def find_places(problem: Problem, shape: tuple[int, ...], display: Display) -> Places:
+def find_places(
+    problem: Problem, shape: tuple[int, ...], display: Display, *, is_prepared: bool
+) -> Places:
     """The places of inputs that are one tensor each.
 
     Args:
         problem: whose inputs they are; its display knows shapes and names.
         shape: of one input.
-        display: of one input: where it is a picture, so are the numbers, unless fixed steps have
-            made them out of the picture.
+        display: of one example: where it is a picture, so are the numbers.
+        is_prepared: whether fixed steps have made the numbers out of what is shown.
     """
-    is_picture = display["kind"] == "image" and not problem.data.is_prepared
+    is_picture = display["kind"] == "image" and not is_prepared
     layout = _picture_layout(shape, display, _hints(problem).get("shape")) if is_picture else None
     if layout is not None:
         height, width, axis = layout
@@ -74,7 +76,7 @@ def find_places(problem: Problem, shape: tuple[int, ...], display: Display) -> P
         index = np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
         return Places(np.broadcast_to(index, shape).copy(), "position", names)
     index = np.arange(prod(shape)).reshape(shape)
-    return Places(index, "column", _column_names(problem, index.size))
+    return Places(index, "column", _column_names(problem, index.size, is_prepared))
 
 
 def _hints(problem: Problem) -> Mapping[str, Any]:
@@ -98,9 +100,10 @@ def _picture_layout(
     return (shape[0], shape[1], None) if len(shape) == 2 and prod(shape) == size else None
 
 
-def _column_names(problem: Problem, width: int) -> tuple[str, ...]:
-    """Names of the features as the model takes them, where the problem knows them."""
-    for names in (_hints(problem).get("feature_names"), getattr(problem.read, "columns", None)):
+def _column_names(problem: Problem, width: int, is_prepared: bool) -> tuple[str, ...]:
+    """Names of the features as they are looked at, where the problem knows them."""
+    shown = None if is_prepared else _hints(problem).get("feature_names")
+    for names in (shown, getattr(problem.read, "columns", None)):
         if names is not None and len(names) == width:
             return tuple(map(str, names))
     return tuple(f"feature {place}" for place in range(width))

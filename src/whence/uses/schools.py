@@ -7,12 +7,12 @@ first three are computed by captum, an optional package; whence says what is mea
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from whence.calculus.gradients import measure
@@ -27,12 +27,13 @@ from whence.calculus.regions import (
     integrated_gradients,
     local_model,
 )
-from whence.core.batches import Batch
+from whence.core.batches import Batch, Data, slices
 from whence.core.display import Display
+from whence.core.extracted import ExtractedData, Extractor
 from whence.core.heatmap import heat_map
 from whence.core.measurements import make_measurement, predicted_targets
 from whence.core.places import Places, find_places
-from whence.core.problem import Problem, Queries
+from whence.core.problem import Problem, Queries, call_plainly
 from whence.core.scores import Measurement
 from whence.errors import BadArgument, Unsupported, unknown_name
 from whence.methods.base import MeasurementLike, stream
@@ -42,6 +43,9 @@ from whence.uses.base import Result
 
 SHOWN, BARS = 6, 12
 """Training examples, and columns, that a section shows."""
+
+MOSTLY_ZERO = 0.5
+"""Rows of which a smaller share is not zero, such as counts of words, have zero for a baseline."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +233,9 @@ def other_schools(
     examples are those on which the answer given to the query is strongest: the logit of its class,
     the margin of its side where there is one logit, the prediction of a regression.
 
-    A pipeline is explained on the features that its last step takes.
+    A pipeline is explained on the features that its last step takes. Behind a feature extractor the
+    raw input is looked at, where it is a tensor of numbers and torch can follow it through the
+    extractor; else its features are.
 
     Args:
         problem: the model with its training data.
@@ -257,30 +263,71 @@ def other_schools(
     Sources: see `Attribution`, `GradCam` and `LocalModel`; most activating inputs: Girshick et al.
     2014 (arXiv:1311.2524), section 3.1, who looked among held-out regions.
     """
-    asked = _one(problem.queries(queries), position)
+    problem.check()
+    data = None if isinstance(queries, Queries) else problem.read(queries)
+    asked = _one(problem.queries(queries if data is None else data), position)
     measured = Measured(problem, problem.measurement(measurement), asked)
     value = float(measure(problem, measured.measurement, asked)[0])
+    way_in = None if data is None else _entrance(problem, data, position)
+    if way_in is not None:
+        measured = replace(measured, raw=way_in[0], enter=way_in[1])
     looked = None if regions is None else _look(measured, regions, baseline, seed)
     activations = _activations(measured)
     return Schools(_in_words(measured, value), looked, activations, _examples(problem, activations))
 
 
 def _look(measured: Measured, regions: int, baseline: object, seed: int) -> Regions:
-    problem, asked = measured.problem, measured.asked
-    _check(asked.inputs, regions)
+    problem, inputs = measured.problem, measured.inputs
+    _check(inputs, regions)
     import_captum()  # before anything is computed
-    places = find_places(problem, tuple(asked.inputs.shape[1:]), _show(problem, asked))
-    start, words = _baseline(problem, places, asked.inputs, baseline)
+    is_prepared = problem.data.is_prepared and measured.raw is None
+    places = find_places(
+        problem, tuple(inputs.shape[1:]), _show(problem, measured.asked), is_prepared=is_prepared
+    )
+    start, words = _baseline(measured, places, baseline)
     return Regions(
         places=places,
-        inputs=asked.inputs[0].double().cpu().numpy(),
+        inputs=inputs[0].double().cpu().numpy(),
         start=start[0].double().cpu().numpy(),
         baseline=words,
-        is_prepared=problem.data.is_prepared,
+        is_prepared=is_prepared,
         attribution=integrated_gradients(measured, start),
         grad_cam=None if places.grid is None else grad_cam(measured, places.grid),
         local_model=local_model(measured, start, places.parts(regions), seed=seed),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Entrance:
+    """The way from raw inputs through a feature extractor to the inputs of the model."""
+
+    extractor: Extractor
+    like: Tensor
+
+    @property
+    def function(self) -> object:
+        return self.extractor.function
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        made = call_plainly(cast("nn.Module", self.function), self.extractor.fitting(raw))
+        return made.to(self.like)
+
+
+def _entrance(problem: Problem, data: Data, position: int) -> tuple[Tensor, _Entrance] | None:
+    """The raw query and the way in, where the derivative can follow it; None elsewhere."""
+    if not isinstance(data, ExtractedData) or data.features.is_prepared:
+        return None
+    raw = data.raw(torch.tensor([position]))
+    if not isinstance(raw, Tensor) or not raw.is_floating_point():
+        return None
+    enter = _Entrance(data.extractor, problem.parameters)
+    raw = raw.detach().to(problem.device)
+    try:
+        with torch.enable_grad():
+            leads_in = enter(raw.clone().requires_grad_(True)).requires_grad
+    except (RuntimeError, TypeError, AttributeError):  # a function of numpy
+        return None
+    return (raw, enter) if leads_in else None
 
 
 def _one(asked: Queries, position: int) -> Queries:
@@ -330,10 +377,9 @@ def _show(problem: Problem, asked: Queries) -> Display:
     return problem.show_query(example, asked.targets[0].cpu())
 
 
-def _baseline(
-    problem: Problem, places: Places, inputs: Tensor, baseline: object
-) -> tuple[Tensor, str]:
+def _baseline(measured: Measured, places: Places, baseline: object) -> tuple[Tensor, str]:
     """What the input is compared with, (1, ...), and words for it."""
+    inputs = measured.inputs
     if not isinstance(baseline, str):
         given = torch.as_tensor(np.asarray(baseline)).to(inputs)
         if given.shape not in (inputs.shape, inputs.shape[1:]):
@@ -346,22 +392,25 @@ def _baseline(
         return given.reshape(inputs.shape), "the given baseline"
     if baseline not in ("auto", "zero", "mean"):
         raise unknown_name("baseline", baseline, ("auto", "zero", "mean"))
-    zero = torch.zeros_like(inputs)
+    zero = torch.zeros_like(inputs), "an input of zeros"
     if baseline == "zero" or (baseline == "auto" and places.grid is not None):
-        return zero, "an input of zeros"
-    mean, filled = _training_means(problem)
-    if baseline == "auto" and filled < 0.5:
-        return zero, "an input of zeros"
+        return zero
+    mean, filled = _training_means(measured)
+    if baseline == "auto" and filled < MOSTLY_ZERO:
+        return zero
     return mean.to(inputs).reshape(inputs.shape), "the mean training input"
 
 
-def _training_means(problem: Problem) -> tuple[Tensor, float]:
+def _training_means(measured: Measured) -> tuple[Tensor, float]:
     """The mean training input in float64, and the share of its numbers that are not zero."""
-    total = torch.zeros((), dtype=torch.float64, device=problem.device)
-    filled = 0
-    for batch in problem.batches():
-        total = total + batch.inputs.double().sum(0)
-        filled += int(batch.inputs.count_nonzero())
+    problem, total, filled = measured.problem, torch.zeros((), dtype=torch.float64), 0
+    for positions in slices(len(problem), measured.batch_size()):
+        if measured.raw is None:
+            inputs = problem.batch(positions).inputs.cpu()
+        else:
+            inputs = problem.data.raw(positions).cpu()
+        total = total + inputs.double().sum(0)
+        filled += int(inputs.count_nonzero())
     return total / len(problem), filled / (total.numel() * len(problem))
 
 
@@ -444,15 +493,18 @@ def _sentence(found: Schools) -> str:
     says = f"The model says {asked.answer}{label}: the" if asked.answer else "The"
     parts = [f"{says} {asked.measurement} is {_number(asked.value)} {asked.unit}."]
     if regions is not None:
+        difference = regions.attribution.difference
+        more = "more" if difference >= 0 else "less"
         parts.append(
-            f"That is {_number(regions.attribution.difference)} {asked.unit} from "
-            f"{regions.baseline}, which integrated gradients share out over the input."
+            f"That is {_number(abs(difference))} {more} than for {regions.baseline}; integrated "
+            "gradients share the difference out over the input."
         )
         local = regions.local_model
         if local is not None and np.isfinite(local.r_squared):
             parts.append(
-                f"A linear model of {len(local.coefficients)} parts explains "
-                f"{_percent(local.r_squared)} of what happens when parts become {regions.baseline}."
+                f"A linear model of its {len(local.coefficients)} parts explains "
+                f"{_percent(local.r_squared)} of what happens when some of them are taken from "
+                f"{regions.baseline}."
             )
     name, value = found.activations.top(1)[0]
     parts.append(
@@ -480,17 +532,21 @@ def _draw(asked: Asked, regions: Regions) -> list[Block]:
 def _bars(regions: Regions, values: np.ndarray, title: str, what: str) -> Bars:
     """The strongest places; columns beside the value that the query has there."""
     places, kind = regions.places, f"{regions.places.kind}s"
-    order = np.argsort(-abs(values), kind="stable")[:BARS].tolist()
+    order = np.argsort(-abs(values), kind="stable")[
+        : max(1, min(BARS, np.count_nonzero(values)))
+    ].tolist()
     names = [places.names[i] for i in order]
     if places.kind == "column":
         seen = regions.inputs.ravel()[order].tolist()
         names = [f"{name} = {_number(own)}" for name, own in zip(names, seen, strict=True)]
     if regions.is_prepared:
-        kind += ", as the last step takes them"
+        kind += ", as they are prepared for the model"
     caption = f"{what[:1].upper()}{what[1:]}: the strongest {len(order)} of {len(values)} {kind}."
-    if len(order) < len(values):
+    if len(order) < np.count_nonzero(values):
         others = float(values.sum()) - float(values[order].sum())
         caption += f" The others together: {_number(others)}."
+    elif len(order) < len(values):
+        caption += " The others have no part in it."
     pairs = [(name, float(values[i])) for name, i in zip(names, order, strict=True)]
     return Bars(pairs, title, caption)
 
