@@ -175,7 +175,7 @@ def test_every_loss_with_numbers_is_tried_here():
         ("smooth_epsilon_insensitive:-1:0.1", "width"),
         ("squared_epsilon_insensitive:nan", "width"),
         ("epsilon_insensitive:inf", "width"),
-        ("concomitant_huber:0.9", "threshold"),
+        ("concomitant_huber:1", "threshold"),
     ],
 )
 def test_numbers_that_a_loss_has_no_meaning_for_are_refused(name, words):

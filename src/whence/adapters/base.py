@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,17 @@ class Options:
             read: `(source, *, ids=None) -> Data` of the kind of model.
         """
         return extracting(self.features, read, self.target)
+
+    def complete(self, problem: Problem) -> Problem:
+        """The problem with what was said of its names, its pictures and its training."""
+        return replace(
+            problem,
+            renormalize=self.renormalize,
+            training=make_training(self.training) or problem.training,
+            name=self.name or problem.name,
+            display=self.display or problem.display,
+            label_names=self.label_names or problem.label_names,
+        )
 
     def refuse(self, kind: str, **allowed: object) -> None:
         """Refuses options that a kind of model already answers by itself.

@@ -241,12 +241,12 @@ def make_smooth_epsilon_insensitive(epsilon: float, temperature: float) -> Loss:
 
 
 def make_concomitant_huber(epsilon: float) -> Loss:
-    """Huber's loss with a fitted scale, for a threshold e >= 1."""
-    if not 1 <= epsilon < float("inf"):
+    """Huber's loss with a fitted scale, for a threshold e > 1."""
+    if not 1 < epsilon < float("inf"):
         raise BadArgument(
             found=f"The threshold of Huber's loss is {epsilon:g}.",
-            why="It counts scales of the error; below one, the scale would shrink to zero.",
-            remedy='Give a number of one or more, for example loss="concomitant_huber:1.35".',
+            why="It counts scales of the error; up to one, the fitted scale shrinks to zero.",
+            remedy='Give a number above one, for example loss="concomitant_huber:1.35".',
         )
     function = partial(concomitant_huber, epsilon=epsilon)
     return Loss(_named("concomitant_huber", epsilon), function, "location_scale", _TARGET)
@@ -262,6 +262,11 @@ PARAMETRIC: dict[str, Callable[..., Loss]] = {
     "concomitant_huber:THRESHOLD": make_concomitant_huber,
 }
 """Losses that have numbers in their names, and what makes them."""
+
+
+def is_kinked(name: str) -> bool:
+    """Whether the loss of this name is piecewise linear: its minimum then lies at kinks."""
+    return name.partition(":")[0] in ("hinge", "epsilon_insensitive")
 
 
 def column(outputs: Tensor) -> Tensor:
