@@ -7,7 +7,7 @@ change of every query's measurement is compared with the effect that the scores 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,11 @@ from torch import Tensor
 from whence.adapters.base import make_training
 from whence.calculus.gradients import measure
 from whence.calculus.products import hessian_is_ggn
-from whence.calculus.retraining import DENSE_PARAMETERS, NewtonTraining
+from whence.calculus.retraining import (
+    DENSE_PARAMETERS,
+    NewtonTraining,
+    hessian_preconditioner,
+)
 from whence.core.batches import TensorData, find_ids
 from whence.core.changes import Change
 from whence.core.measurements import Contrast, MeasurementFunction, is_named
@@ -111,7 +115,7 @@ def verify(
         seconds=time.monotonic() - started,
         warnings=(
             *_strays(retrained),
-            *_drift(bench, retrained, scores.baseline[rows], actual),
+            *_drift(bench, retrained.parameters[0], scores.baseline[rows], actual),
         ),
     )
 
@@ -379,7 +383,7 @@ def retrain(
         CannotRetrain: nothing says how the model was trained, or the training cannot take other
             contents.
     """
-    how = _choose_training(problem, training, 2)
+    how = _warm(problem, _choose_training(problem, training, 2), change)
     measured = problem.measurement(measurement)
     bench = Bench(problem, how, measured, problem.queries(queries))
     repeats = 1 if how.is_deterministic else 1 + _REPEATS
@@ -391,7 +395,7 @@ def retrain(
     control, changed = runs[0][1]
     baseline = bench.values(problem.parameters[None])[:, 0]
     warnings = _drift(bench, control, baseline, actual[0][:, None])
-    return Retraining(actual.mean(axis=0), noise, how.name, changed.parameters[-1], tuple(warnings))
+    return Retraining(actual.mean(axis=0), noise, how.name, changed, tuple(warnings))
 
 
 # ---------------------------------------------------------------- what is retrained
@@ -463,13 +467,17 @@ class Bench:
         values = self.values(retrained.parameters)
         return values[:, 1:] - values[:, :1], retrained
 
-    def effect_of(self, change: Change, seed: int) -> tuple[Array, tuple[Retrained, Retrained]]:
-        """(Q,) effect of one change, with the control and the changed training behind it."""
-        row = change.row(len(self.problem))[None]
-        control = self.training.retrain(self.problem, torch.ones_like(row), seed=seed)
-        changed = self.training.retrain(change.contents(self.problem), row, seed=seed)
-        values = self.values(torch.cat([control.parameters, changed.parameters]))
-        return values[:, 1] - values[:, 0], (control, changed)
+    def effect_of(self, change: Change, seed: int) -> tuple[Array, Tensor]:
+        """(Q,) effect of one change, and (2, P) of the control and the changed training."""
+        rows = torch.stack([torch.ones(len(self.problem)).double(), change.row(len(self.problem))])
+        if change.is_replacement:
+            pairs = zip((self.problem, change.contents(self.problem)), rows, strict=True)
+            found = [self.training.retrain(p, row[None], seed=seed).parameters for p, row in pairs]
+            parameters = torch.cat(found)
+        else:
+            parameters = self.training.retrain(self.problem, rows, seed=seed).parameters
+        values = self.values(parameters)
+        return values[:, 1] - values[:, 0], parameters
 
     def values(self, parameters: Tensor) -> Array:
         """(Q, M) measurements at parameters (M, P), in the precision that these have."""
@@ -523,6 +531,15 @@ def _choose_training(
         "original training did and weights the loss of example i by weights[i]; or ask for fewer "
         "examples.",
     )
+
+
+def _warm(problem: Problem, training: Training, change: Change) -> Training:
+    """Newton steps that make the Hessian once, where they would make it for both trainings."""
+    if not isinstance(training, NewtonTraining) or training.preconditioner is not None:
+        return training
+    if not change.is_replacement or problem.size > DENSE_PARAMETERS:
+        return training
+    return replace(training, preconditioner=hessian_preconditioner(problem.widened()))
 
 
 # ------------------------------------------------------------------ what was asked
@@ -622,9 +639,9 @@ def _strays(retrained: Retrained) -> list[str]:
     ]
 
 
-def _drift(bench: Bench, retrained: Retrained, baseline: Array, actual: Array) -> list[str]:
-    """Tells when training again without a removal already changes the queries."""
-    drift = np.abs(bench.values(retrained.parameters[:1])[:, 0] - baseline)
+def _drift(bench: Bench, control: Tensor, baseline: Array, actual: Array) -> list[str]:
+    """Tells when training again without a removal, to parameters (P,), changes the queries."""
+    drift = np.abs(bench.values(control[None])[:, 0] - baseline)
     worst = int(drift.argmax())
     if drift[worst] <= np.sqrt(np.square(actual).mean(axis=1))[worst]:
         return []

@@ -1,36 +1,44 @@
 """What a change of the training data does to the objective: its pull, and its curvature.
 
-With delta_k the base weight with which example k leaves (negative for what comes in), D what the
-sum of losses is divided by afterwards and g the mean data gradient,
+Examples k leave with their base weight b_k, and others (or the same with another weight) come in
+with a weight c_k. With D what the sum of losses is divided by afterwards, g the mean data gradient
+and a movement d of the parameters, everything that stays is taken to second order at the old
+optimum, and what comes in as it is, through outputs that are linear in d:
 
-    R'(theta) = (1/D) [N mean loss - sum_k delta_k loss_k] + r(theta)
-    b  = -grad R'  = (sum_k delta_k grad loss_k - (N - D) g) / D          at the old optimum
-    A  = (N/D) H_data + hess r - (1/D) sum_k delta_k J_k^T S_k J_k        its Gauss-Newton Hessian
+    R'(d) ~ (N/D) d^T H_data d / 2 + r(d) + (N/D - 1) g^T d
+            - (1/D) sum_leaving b_k [ r_k^T J_k d + d^T J_k^T S_k J_k d / 2 ]
+            + (1/D) sum_coming  c_k loss(f_k + J_k d)
 
-One Newton step moves the parameters by A^-1 b; first order moves them by H^-1 b D / N. D is N, or
-under `renormalize` what the weights add up to. For the removal of one example both are what
-`whence.calculus.removal` computes for all examples at once.
+A removal brings nothing in: R' is quadratic, and one Newton step ends at its minimum, which for a
+single example is what `whence.calculus.removal` computes for all examples at once. Otherwise a few
+steps do, of which the first is the Newton step of the whole objective. First order moves the
+parameters by H^-1 times the force at d = 0, divided by N.
 
 Source: Koh, Ang, Teo & Liang 2019 (arXiv:1905.13289), the Newton step for groups (cited from
-memory); groups, new contents and the renormalised mean derived here.
+memory); new contents, other weights and the renormalised mean are derived here.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from whence.calculus.gradients import jacobian_batch, jacobians, output_hessians, residuals
+from whence.core.batches import Batch
 from whence.core.changes import Change
 from whence.core.problem import Problem
 from whence.errors import BadArgument
 from whence.numerics.linalg import Product
 
+_KEPT = 2**26
+"""Numbers of Jacobians that are kept between steps: half a gigabyte in float64."""
+
 
 @dataclass(frozen=True)
 class Pull:
-    """The force of a change and what it takes from the curvature.
+    """The force of a change, and what it does to the curvature.
 
     Args:
         problem: before the change.
@@ -41,6 +49,11 @@ class Pull:
     problem: Problem
     change: Change
     mean: Tensor
+
+    @property
+    def is_removal(self) -> bool:
+        """Whether nothing comes in."""
+        return not bool((self.change.weights > 0).any())
 
     @property
     def divisor(self) -> float:
@@ -61,39 +74,87 @@ class Pull:
             )
         return rest
 
-    def force(self) -> Tensor:
-        """(P,) D b: the sum of the gradients that leave, less the mean for each that is missing."""
-        total = torch.zeros_like(self.problem.parameters)
-        for jac, slopes, _ in self._pieces():
-            total += torch.einsum("bcp,bc->p", jac, slopes)
-        return total - (len(self.problem) - self.divisor) * self.mean
+    def force(self, move: Tensor | None = None) -> Tensor:
+        """(P,) -D grad R' at d, plus D times its curvature times d; at d = 0 just the pull.
 
-    def bend(self) -> Product:
-        """What leaves the matrix: v -> -(1/D) sum_k delta_k J_k^T S_k J_k v, for stacks (K, P).
-
-        The Jacobians of a small group are kept; those of a large one are made again each time.
+        Args:
+            move: (P,) d, default zero.
         """
-        numbers = 2 * len(self.change) * self.problem.output_size * self.problem.size
-        kept = list(self._pieces()) if numbers <= _KEPT else None
+        total = -(len(self.problem) - self.divisor) * self.mean
+        for example in self._pieces:
+            shift = None if move is None else example.shift(move)
+            slopes = residuals(self.problem, example.batch, shift=shift)
+            if shift is not None:
+                bend = output_hessians(self.problem, example.batch, shift=shift)
+                slopes = slopes - torch.einsum("bcd,bd->bc", bend, shift)
+            weighted = slopes * example.weights[:, None]
+            total = total + torch.einsum("bcp,bc->p", example.jacobians(), weighted)
+        return total
+
+    def bend(self, move: Tensor | None = None) -> Product:
+        """What is added to the matrix at d, as a map of stacks (K, P).
+
+            v -> (1/D) [ sum_coming c_k J_k^T S_k(d) J_k v - sum_leaving b_k J_k^T S_k J_k v ]
+
+        Args:
+            move: (P,) d, default zero.
+        """
+        bends = [
+            output_hessians(
+                self.problem, example.batch, shift=None if move is None else example.shift(move)
+            )
+            * example.weights[:, None, None]
+            for example in self._pieces
+        ]
         divisor = self.divisor
 
         def product(vectors: Tensor) -> Tensor:
             total = torch.zeros_like(vectors)
-            for jac, _, bend in self._pieces() if kept is None else kept:
-                jac, bend = jac.to(vectors), bend.to(vectors)
+            for example, bend in zip(self._pieces, bends, strict=True):
+                jac = example.jacobians().to(vectors)
                 moved = torch.einsum("bcp,kp->kbc", jac, vectors)
-                total -= torch.einsum("bcp,bcd,kbd->kp", jac, bend, moved)
+                total -= torch.einsum("bcp,bcd,kbd->kp", jac, bend.to(vectors), moved)
             return total / divisor
 
         return product
 
-    def _pieces(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Jacobians (B, C, P), slopes delta r (B, C) and Hessians delta S (B, C, C)."""
-        for batch, weights in self.change.departures(self.problem, jacobian_batch(self.problem)):
-            slopes = residuals(self.problem, batch) * weights[:, None]
-            bend = output_hessians(self.problem, batch) * weights[:, None, None]
-            yield jacobians(self.problem, batch), slopes, bend
+    @cached_property
+    def _pieces(self) -> "list[_Piece]":
+        """What leaves, and what comes in with a negative weight."""
+        numbers = 2 * len(self.change) * self.problem.output_size * self.problem.size
+        return [
+            _Piece(self.problem, batch, weights, is_coming, numbers <= _KEPT)
+            for batch, weights, is_coming in self._batches()
+        ]
+
+    def _batches(self) -> Iterator[tuple[Batch, Tensor, bool]]:
+        size = jacobian_batch(self.problem)
+        for batch, weights in self.change.leaving(self.problem, size):
+            yield batch, weights, False
+        for batch, weights in self.change.coming(self.problem, size):
+            yield batch, -weights, True
 
 
-_KEPT = 2**26
-"""Numbers of Jacobians that are kept between products: half a gigabyte in float64."""
+@dataclass(frozen=True)
+class _Piece:
+    """A batch of examples that leave, or come in with negative weights (B,)."""
+
+    problem: Problem
+    batch: Batch
+    weights: Tensor
+    is_coming: bool
+    is_kept: bool
+
+    def jacobians(self) -> Tensor:
+        """(B, C, P), made once where there is room to keep them."""
+        return self._kept if self.is_kept else jacobians(self.problem, self.batch)
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        return jacobians(self.problem, self.batch)
+
+    def shift(self, move: Tensor) -> Tensor | None:
+        """(B, C) how the outputs of what comes in move; what leaves is as it was."""
+        if not self.is_coming:
+            return None
+        return torch.einsum("bcp,p->bc", self.jacobians(), move)

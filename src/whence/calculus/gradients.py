@@ -120,15 +120,27 @@ def inner(problem: Problem, psi: Tensor, batch: Batch) -> Tensor:
     return products
 
 
-def residuals(problem: Problem, batch: Batch) -> Tensor:
-    """Derivative of each loss with respect to its outputs, flattened: r (B, C)."""
-    _, slopes = _losses_of_outputs(problem, batch)
+def residuals(problem: Problem, batch: Batch, *, shift: Tensor | None = None) -> Tensor:
+    """Derivative of each loss with respect to its outputs, flattened: r (B, C).
+
+    Args:
+        problem: model and loss.
+        batch: B examples.
+        shift: (B, C) added to the outputs before the derivative is taken.
+    """
+    _, slopes = _losses_of_outputs(problem, batch, shift)
     return slopes.detach()
 
 
-def output_hessians(problem: Problem, batch: Batch) -> Tensor:
-    """Hessian of each loss with respect to its outputs, flattened: S (B, C, C)."""
-    values, slopes = _losses_of_outputs(problem, batch)
+def output_hessians(problem: Problem, batch: Batch, *, shift: Tensor | None = None) -> Tensor:
+    """Hessian of each loss with respect to its outputs, flattened: S (B, C, C).
+
+    Args:
+        problem: model and loss.
+        batch: B examples.
+        shift: (B, C) added to the outputs before the derivative is taken.
+    """
+    values, slopes = _losses_of_outputs(problem, batch, shift)
     if not slopes.requires_grad:  # a loss that is linear in the outputs
         return slopes.new_zeros(*slopes.shape, slopes.shape[1])
     # Examples do not mix, so the gradient of a sum over them holds every row separately.
@@ -139,11 +151,14 @@ def output_hessians(problem: Problem, batch: Batch) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def _losses_of_outputs(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor]:
+def _losses_of_outputs(
+    problem: Problem, batch: Batch, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Outputs (B, C) as a leaf, and the derivative (B, C) of the losses with their graph."""
     with torch.no_grad():
         values = problem.outputs(problem.parameters, batch.inputs)
-    leaf = values.reshape(len(batch), -1).requires_grad_(True)
+    flat = values.reshape(len(batch), -1)
+    leaf = (flat if shift is None else flat + shift).detach().requires_grad_(True)
     losses = problem.loss(leaf.reshape(values.shape), cast("Tensor", batch.targets))
     (slopes,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True, materialize_grads=True)
     return leaf, slopes

@@ -9,7 +9,7 @@ weights change). Under `renormalize` the sum is divided by what the weights then
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -57,26 +57,19 @@ class Change:
             return problem
         return replace(problem, data=ChangedData(problem.data, self))
 
-    def departures(self, problem: Problem, size: int) -> Iterator[tuple[Batch, Tensor]]:
-        """What leaves the objective, in batches; what comes in leaves with a negative weight.
+    def leaving(self, problem: Problem, size: int) -> Iterator[tuple[Batch, Tensor]]:
+        """The changed examples as they were, in batches of `size`, with (B,) base weights."""
+        for positions in self.positions.split(size):
+            batch = problem.batch(positions)
+            yield batch, batch.weights
 
-        Args:
-            problem: before the change.
-            size: examples a batch.
-
-        Yields:
-            B examples and (B,) the base weight with which each leaves.
-        """
-        factors = self.weights.to(problem.parameters)
+    def coming(self, problem: Problem, size: int) -> Iterator[tuple[Batch, Tensor]]:
+        """What is there instead, with (B,) base weights times new weights; nothing for removals."""
         contents = self.contents(problem)
-        for rows in torch.arange(len(self)).split(size):
-            before = problem.batch(self.positions[rows])
-            if not self.is_replacement:
-                yield before, before.weights * (1 - factors[rows])
-                continue
-            yield before, before.weights
-            after = contents.batch(self.positions[rows])
-            yield after, -after.weights * factors[rows]
+        kept = torch.nonzero(self.weights > 0).flatten()
+        for rows in kept.split(size) if len(kept) else ():
+            batch = contents.batch(self.positions[rows])
+            yield batch, batch.weights * self.weights[rows].to(batch.weights)
 
 
 class ChangedData(Data):
@@ -115,6 +108,11 @@ class ChangedData(Data):
         if self.change.targets is not None:
             targets = put(cast("Tensor", targets), self.change.targets)
         return inputs, targets
+
+    def example(self, position: int) -> Any:
+        """The raw example; of one with new inputs these, as the model takes them."""
+        is_new = self.change.inputs is not None and self._places[position] >= 0
+        return super().example(position) if is_new else self.data.example(position)
 
 
 def removal(positions: np.ndarray) -> Change:

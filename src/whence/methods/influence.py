@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from whence.calculus.gradients import (
     outputs,
     residuals,
 )
+from whence.calculus.nonconvergence import Correction
 from whence.calculus.products import example_pull, objective_gradient
 from whence.calculus.removal import Removal
 from whence.core.batches import Batch
@@ -25,7 +26,7 @@ from whence.core.changes import Change
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
 from whence.curvature import IHVP, Curvature, make_curvature
-from whence.errors import BadArgument, NegativeCurvature, Unsupported
+from whence.errors import BadArgument, NegativeCurvature, NotConverged, Unsupported
 from whence.methods.base import (
     Fitted,
     MeasurementLike,
@@ -49,6 +50,11 @@ _SOLVED_TOGETHER = 64
 """Gradients of training examples that an iteration without leverage solves for together."""
 
 
+_MOST_STEPS, _SETTLED = 50, 1e-6
+"""Of the search for the minimum after a change: steps at the most, and the relative size of the
+last one."""
+
+
 @dataclass(frozen=True)
 class Influence(Method):
     """Effect of removing each training example, through the curvature of the objective.
@@ -65,13 +71,19 @@ class Influence(Method):
         change: "linear" multiplies the moved parameters with the measurement's gradient;
             "finite" evaluates the measurement at the moved outputs f_q + J_q dtheta, which is
             exact in the measurement where the outputs are linear in the parameters.
+        correct_nonconvergence: for a model that is not at its optimum, take the first-order effect
+            on the Newton step that training has left undone: grad loss_i becomes
+            grad loss_i - (hess loss_i) (H + damping I)^-1 grad R (`whence.calculus.nonconvergence`).
+            The step must be short, as one Newton step is exact for a quadratic objective only.
 
-    Source: Koh & Liang 2017 (arXiv:1703.04730), equations 1 and 2.
+    Source: Koh & Liang 2017 (arXiv:1703.04730), equations 1 and 2; section 4.2 and its appendix
+    for a model that is not at its optimum, where the paper leaves the correction out.
     """
 
     curvature: str | Curvature = "exact"
     removal: Literal["auto", "first_order", "newton"] = "auto"
     change: Literal["linear", "finite"] = "linear"
+    correct_nonconvergence: bool = False
 
     def fit(self, problem: Problem) -> "FittedInfluence":
         """Fits the curvature and measures how far the model is from its optimum.
@@ -102,16 +114,18 @@ class Influence(Method):
             "fit_seconds": time.monotonic() - started,
         }
         responds_by_newton = self.takes_newton_for_changes(curvature)
-        return FittedInfluence(
+        fitted = FittedInfluence(
             problem, report, ihvp, is_newton, self.change, gradient, responds_by_newton
         )
+        return fitted.corrected() if self.correct_nonconvergence else fitted
 
     def takes_newton_for_changes(self, curvature: Curvature) -> bool:
         """Whether a change of the training data as a whole will be one Newton step.
 
         That is one solve, affordable wherever the curvature can make it.
         """
-        return self.removal != "first_order" and curvature.offers_changes
+        is_first_order = self.removal == "first_order" or self.correct_nonconvergence
+        return not is_first_order and curvature.offers_changes
 
     def takes_newton(self, problem: Problem, curvature: Curvature) -> bool:
         """Whether removals will be Newton steps.
@@ -127,6 +141,8 @@ class Influence(Method):
             obstacle = f"{type(curvature).__name__} has no leverage J H^-1 J^T to offer"
         elif outputs > NEWTON_OUTPUTS:
             obstacle = f"an example has {outputs} outputs, more than {NEWTON_OUTPUTS}"
+        elif self.correct_nonconvergence:
+            obstacle = "the correction for a model that is not at its optimum is of first order"
         elif problem.renormalize and len(problem) < 2:
             obstacle = "nothing remains when the only example is removed"
         if obstacle and self.removal == "newton":
@@ -151,6 +167,7 @@ class FittedInfluence(Fitted):
         change: how the measurement follows the parameters.
         gradient: (P,) gradient of the objective.
         responds_by_newton: whether `respond` takes one Newton step for a whole change.
+        correction: what it changes that the model is not at its optimum, where that is asked for.
     """
 
     ihvp: IHVP
@@ -158,6 +175,15 @@ class FittedInfluence(Fitted):
     change: Literal["linear", "finite"]
     gradient: Tensor
     responds_by_newton: bool = False
+    correction: Correction | None = None
+
+    def corrected(self) -> "FittedInfluence":
+        """The same, with first-order effects corrected for what training has left undone."""
+        solution = self.ihvp.solve(self.gradient[None])
+        step = solution.vectors[0]
+        facts = {"nonconvergence_step": float(step.norm())}
+        report = merge_reports(self.report, solution.report, facts)
+        return replace(self, report=report, correction=Correction(self.problem, step))
 
     def scores(self, queries: object, measurement: MeasurementLike = None) -> Scores:
         """Effects of every training example on every query; see `Fitted.scores`."""
@@ -178,6 +204,8 @@ class FittedInfluence(Fitted):
                 leverages.append(shares)
             else:
                 effects = removal.first_order(batch)
+                if self.correction is not None:
+                    effects = effects - self.correction.along(solution.vectors, batch)
             moved = effects.unflatten(0, directions.shape[:2])  # (Q, C, B)
             return (
                 _evaluate(problem, measured, asked, moved)
@@ -209,23 +237,55 @@ class FittedInfluence(Fitted):
         Returns:
             (N,), unit of the loss.
 
+        Raises:
+            Unsupported: `correct_nonconvergence` is set.
+
         Source: Koh & Liang 2017 (arXiv:1703.04730), section 5.4, there without 1/N.
         """
-        problem, count = self.problem, len(self.problem)
-        mean = self._mean_gradient()[None] if problem.renormalize else None
-        solved = None if mean is None else self.ihvp.solve(mean).vectors
-        removal = Removal(problem, problem.parameters.new_zeros(0, problem.size), mean, solved)
+        if self.correction is not None:
+            raise Unsupported(
+                found="Self-influence was asked of Influence(correct_nonconvergence=True).",
+                why="The correction is made for effects on queries and is not part of it.",
+                remedy="Leave correct_nonconvergence out, or score training examples as queries.",
+            )
+        problem = self.problem
 
         def rows(batch: Batch) -> Tensor:
             if self.is_newton or self.change == "finite":
-                kernel = self._leverage(jacobians(problem, batch))
-                moved = removal.own(batch, kernel, is_newton=self.is_newton)
-                return self._own_change(batch, moved)[None]
+                moves = torch.from_numpy(self.own_moves[batch.positions.numpy()])
+                return self._own_change(batch, moves.to(problem.parameters))[None]
             slopes = gradients(problem, batch)
             own = self._leverage(slopes[:, None])[:, 0, 0] * batch.weights
-            return (own if solved is None else own - slopes @ solved[0])[None] / count
+            mean = self._own_removal.solved_mean
+            return (own if mean is None else own - slopes @ mean[0])[None] / len(problem)
 
         return stream(problem, rows, queries=1, size=jacobian_batch(problem))[0]
+
+    @cached_property
+    def own_moves(self) -> np.ndarray:
+        """(N, C) how the outputs of each training example move when it is removed itself.
+
+        The outputs with them added are what a model says that never saw the example: to first
+        order, or after one Newton step where the method takes it. Costs N C solves, or the
+        leverage of every example.
+        """
+        problem = self.problem
+
+        def rows(batch: Batch) -> Tensor:
+            kernel = self._leverage(jacobians(problem, batch))
+            return self._own_removal.own(batch, kernel, is_newton=self.is_newton).T
+
+        size = jacobian_batch(problem)
+        return stream(problem, rows, queries=problem.output_size, size=size).T
+
+    @cached_property
+    def _own_removal(self) -> Removal:
+        """Removals seen by the removed example alone."""
+        nothing = self.problem.parameters.new_zeros(0, self.problem.size)
+        if not self.problem.renormalize:
+            return Removal(self.problem, nothing)
+        mean = self._mean_gradient()
+        return Removal(self.problem, nothing, mean, self.ihvp.solve(mean[None]).vectors)
 
     def _leverage(self, rows: Tensor) -> Tensor:
         """(B, C, C) rows H^-1 rows^T of each example, by solving for them if need be."""
@@ -274,24 +334,44 @@ class FittedInfluence(Fitted):
 
     def _moves(self, change: Change) -> tuple[Tensor, dict[str, Any]]:
         pull = Pull(self.problem, change, self._mean_gradient())
-        force, count = pull.force(), len(self.problem)
-        solution = self.ihvp.solve(force[None] / count)
+        solution = self.ihvp.solve(pull.force()[None] / len(self.problem))
         first, report = solution.vectors, dict(solution.report)
         if not self.responds_by_newton:
             return first.expand(2, -1), report | {"response": "first_order"}
-        scale = self._data_scale()
         try:
-            step = self.ihvp.solve_changed(
-                force[None] / pull.divisor,
-                data_factor=count / pull.divisor / scale,
-                change=pull.bend(),
-            )
-        except NegativeCurvature as error:
+            step, facts = self._newton(pull)
+        except (NegativeCurvature, NotConverged) as error:
             words = f"The Newton step does not exist ({error.found}): first order stands."
             warnings = [*report.get("warnings", ()), words]
             return first.expand(2, -1), report | {"response": "first_order", "warnings": warnings}
-        report |= step.report
-        return torch.cat([first, step.vectors]), report | {"response": "newton"}
+        return torch.cat([first, step]), report | facts | {"response": "newton"}
+
+    def _newton(self, pull: Pull) -> tuple[Tensor, dict[str, Any]]:
+        """(1, P) the minimum of the changed objective (`whence.calculus.changes`).
+
+        Steps that do not get shorter are halved: far from the minimum a loss can be flatter than
+        its curvature says.
+
+        Raises:
+            NegativeCurvature: the matrix of what remains is not positive.
+            NotConverged: the steps do not end.
+        """
+        factor = len(self.problem) / pull.divisor / self._data_scale()
+        move, last, share = torch.zeros_like(self.problem.parameters), torch.inf, 1.0
+        for count in range(1, _MOST_STEPS + 1):
+            solution = self.ihvp.solve_changed(
+                pull.force(move)[None] / pull.divisor, data_factor=factor, change=pull.bend(move)
+            )
+            step = solution.vectors[0] - move
+            if pull.is_removal or float(step.norm()) <= _SETTLED * float(move.norm()):
+                return solution.vectors, {**solution.report, "newton_steps": count}
+            share = share / 2 if float(step.norm()) > 0.9 * last else min(1.0, 2 * share)
+            move, last = move + share * step, float(step.norm())
+        raise NotConverged(
+            found=f"After {_MOST_STEPS} steps the parameters still move by {last:.2g}.",
+            why="What comes in is too far from what the model knows.",
+            remedy="Train again: retrain=True.",
+        )
 
     def _data_scale(self) -> float:
         """What the data part of the fitted matrix was multiplied with."""

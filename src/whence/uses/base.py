@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from whence.core.problem import Problem
+from whence.explanation import MethodLike, choose, fit
+from whence.methods import Fitted, Influence
 from whence.sections import Section
 from whence.tables import html_table, plain_table
 
@@ -30,6 +33,21 @@ class Result(ABC):
         """The same for a notebook."""
         section = self.section()
         return html_table(f"{type(self).__name__}: {section.title}", [("found", section.sentence)])
+
+
+def fit_to_respond(problem: Problem, method: MethodLike) -> Fitted:
+    """A fitted method for predicting what one change of the data does.
+
+    "auto" is the choice of `explain`, with measurements evaluated at the moved outputs: for a
+    single change that costs nothing, and large changes need it.
+    """
+    if method != "auto":
+        return fit(problem, method)
+    choice = choose(problem)
+    recipe = choice.method
+    if isinstance(recipe, Influence):
+        recipe = replace(recipe, change="finite")
+    return recipe.fit(problem).because(choice.reason)
 
 
 def position_of(problem: Problem, example: int | str) -> int:
