@@ -12,6 +12,9 @@ import problems
 from oracles import ridge_closed_form, slope_through_origin
 from problems import CONVEX, REAL, Case
 from whence.adapters import make_problem
+from whence.calculus.gradients import measurement_gradients
+from whence.core.changes import removal
+from whence.core.problem import Problem
 from whence.curvature.cg import CG
 from whence.curvature.dual import Dual
 from whence.curvature.exact import Exact
@@ -315,6 +318,17 @@ def test_self_influence_is_what_training_without_the_example_does_to_its_loss(na
     assert 0.95 <= slope_through_origin(predicted, after - before) <= 1.05
 
 
+@CONVENTIONS
+@pytest.mark.parametrize("name", RIDGES)
+def test_outputs_move_as_training_without_the_example_moves_them(name, renormalize):
+    case = case_of(name, renormalize)
+    oracle = case.oracle
+    before = oracle.predict(oracle.optimum())
+    after = [oracle.predict(theta)[i] for i, theta in enumerate(oracle.retrained())]
+    moves = Influence("exact", removal="newton").fit(case.problem).own_moves
+    assert_allclose(moves, np.stack(after) - before, rtol=1e-8, atol=1e-12)
+
+
 def test_an_example_of_base_weight_zero_has_no_self_influence():
     for recipe in ("exact, newton", "exact, first order", "cg"):
         own = OWN_RECIPES[recipe].fit(problems.class_weighted().problem).self_influence()
@@ -411,3 +425,91 @@ def test_scores_know_their_examples_and_where_they_come_from():
     assert list(scores.train_ids) == list(case.problem.data.ids)
     assert scores.report["fingerprint"]["data"] == case.problem.fingerprint()["data"]
     assert scores.report["parameters_covered"] == scores.report["parameters_total"] == 5
+
+
+# ------------------------------------------------------------------ away from the optimum
+
+
+def case_away(name: str, renormalize: bool) -> Case:
+    """Problems away from their optimum; the parameters are off by a tenth, or never trained."""
+    case = {"mlp_untrained": problems.mlp_untrained, **CONVEX, "conv": problems.conv}[name]()
+    if name != "mlp_untrained":
+        noise = torch.randn(case.problem.size, generator=torch.Generator().manual_seed(1))
+        case = replace(case, problem=case.problem.at(case.problem.parameters * (1 + 0.1 * noise)))
+    return replace(case, problem=replace(case.problem, renormalize=renormalize))
+
+
+def newton_step(problem: Problem, w: Tensor, damping: float) -> Tensor:
+    """-(H + damping I)^-1 grad R with the weights w, from the derivatives of one scalar."""
+    slope, hessian = (
+        derivative(lambda theta: problem.objective(theta, w), problem.parameters)
+        for derivative in (torch.autograd.functional.jacobian, torch.autograd.functional.hessian)
+    )
+    return -torch.linalg.solve(hessian + damping * torch.eye(problem.size).double(), slope)
+
+
+def corrected(damping: float = 2.0) -> Influence:
+    """With a damping that makes the Hessian positive also where training has not begun."""
+    curvature = Exact(matrix="hessian", damping=damping)
+    return Influence(curvature, "first_order", correct_nonconvergence=True)
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", ["mlp_untrained", "conv", "class_weighted"])
+def test_corrected_effects_are_the_derivative_of_the_newton_step(name, renormalize):
+    """Minus d (grad m . N) / d w_i, by central differences of step 1e-4: their error is 1e-8."""
+    case = case_away(name, renormalize)
+    problem = case.problem
+    actual = effects(case, corrected())
+    measured = problem.measurement(None)
+    slopes = measurement_gradients(problem, measured, problem.queries(case.queries))[1]
+    for i in (0, 4, 7):
+        nudge = 1e-4 * (torch.arange(len(problem)) == i).double()
+        up, down = (newton_step(problem, w, damping=2.0) for w in (1 + nudge, 1 - nudge))
+        expected = -slopes @ (up - down) / 2e-4
+        assert_allclose(actual[:, i], expected, rtol=1e-6, atol=1e-6 * abs(actual).max())
+
+
+@CONVENTIONS
+def test_nothing_is_corrected_at_an_optimum(renormalize):
+    case = case_of("multinomial", renormalize)  # its gradient is rounding
+    expected = effects(case, Influence(Exact(matrix="hessian", damping=0.1), "first_order"))
+    assert_allclose(effects(case, corrected(0.1)), expected, rtol=1e-7, atol=1e-10)
+
+
+@CONVENTIONS
+def test_correction_of_ridge_finds_its_effects_from_anywhere(renormalize):
+    """For a quadratic objective one Newton step leads to the optimum, wherever it begins."""
+    case = case_of("ridge", renormalize)
+    away = replace(case, problem=case.problem.at(case.problem.parameters + 1))
+    expected = effects(case, Influence(Exact(matrix="hessian"), "first_order"))
+    assert_allclose(effects(away, corrected(0.0)), expected, rtol=1e-9, atol=1e-12)
+    plain = effects(away, Influence(Exact(matrix="hessian"), "first_order"))
+    assert abs(plain - expected).max() > 0.5 * abs(expected).max()
+
+
+@CONVENTIONS
+def test_a_corrected_removal_of_two_is_the_sum_of_their_effects(renormalize):
+    case = case_away("mlp_untrained", renormalize)
+    fitted = corrected().fit(case.problem)
+    both = fitted.respond(removal(np.array([2, 9])), case.queries)
+    singles = fitted.scores(case.queries).values
+    assert_allclose(both.values, singles[:, 2] + singles[:, 9], rtol=1e-9, atol=1e-13)
+    assert both.report["response"] == "first_order"
+
+
+def test_the_correction_says_how_far_training_would_have_gone():
+    case = case_away("mlp_untrained", False)
+    report = corrected().fit(case.problem).report
+    step = newton_step(case.problem, torch.ones(len(case.problem)).double(), damping=2.0)
+    assert report["nonconvergence_step"] == pytest.approx(float(step.norm()), rel=1e-9)
+
+
+def test_what_is_not_corrected_is_refused():
+    problem = problems.multinomial().problem
+    with pytest.raises(Unsupported, match="of first order"):
+        Influence("exact", removal="newton", correct_nonconvergence=True).fit(problem)
+    fitted = Influence("exact", correct_nonconvergence=True).fit(problem)
+    assert fitted.report["removal"] == "first_order"
+    with pytest.raises(Unsupported, match="correct_nonconvergence"):
+        fitted.self_influence()
