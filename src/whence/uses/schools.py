@@ -432,7 +432,7 @@ def _strength(problem: Problem, measured: Measured) -> tuple[str, Callable[[Tens
     task = problem.loss.task
     if task == "unknown":
         sign = 1 if measured.measurement.higher_is_better else -1
-        words = f"{_plain_name(measured.measurement)} with the target of this query"
+        words = f"{measured.measurement.words} with the target of this query"
         return (
             words if sign > 0 else f"minus the {words}",
             lambda outputs: sign * measured.of(outputs, measured.asked.targets),
@@ -472,13 +472,9 @@ def _in_words(measured: Measured, value: float) -> Asked:
     )
 
 
-def _plain_name(measurement: Measurement) -> str:
-    return {"log_prob": "log-probability"}.get(measurement.name, measurement.name.replace("_", " "))
-
-
 def _of_class(measurement: Measurement, problem: Problem, targets: Tensor) -> str:
     """'margin of 9' where the measurement belongs to a class."""
-    name, is_logit = _plain_name(measurement), measurement.name == "logit"
+    name, is_logit = measurement.words, measurement.name == "logit"
     is_of_class = measurement.name in ("margin", "log_prob") or (
         is_logit and problem.loss.task == "classes"
     )
