@@ -58,7 +58,7 @@ def verify(
     examples: int | Sequence[int | str] = 50,
     queries: Sequence[int] | None = None,
     measurement: MeasurementFunction | Measurement | None = None,
-    training: Training | Callable[[Tensor, int], object] | None = None,
+    training: Training | Callable[..., object] | None = None,
     seed: int = 0,
 ) -> "Verification":
     """Compares predicted effects with leave-one-out retraining.
@@ -97,7 +97,7 @@ def verify(
     rows = _rows(scores, queries)
     columns = _columns(scores, rows, examples, seed)
     places = problem.data.positions(scores.train_ids[columns])
-    how = _choose_training(problem, training, len(places))
+    how = choose_training(problem, training, len(places))
     measured = _find_measurement(problem, scores, measurement)
     bench = Bench(problem, how, measured, _ask(problem, scores, rows))
     _check_baseline(bench, scores.baseline[rows])
@@ -364,7 +364,7 @@ def retrain(
     queries: object,
     *,
     measurement: str | MeasurementFunction | Measurement | Contrast | None = None,
-    training: Training | Callable[[Tensor, int], object] | None = None,
+    training: Training | Callable[..., object] | None = None,
     seed: int = 0,
 ) -> Retraining:
     """Trains again on changed data, and without the change as a control.
@@ -383,7 +383,7 @@ def retrain(
         CannotRetrain: nothing says how the model was trained, or the training cannot take other
             contents.
     """
-    how = _warm(problem, _choose_training(problem, training, 2), change)
+    how = _warm(problem, choose_training(problem, training, 2), change)
     measured = problem.measurement(measurement)
     bench = Bench(problem, how, measured, problem.queries(queries))
     repeats = 1 if how.is_deterministic else 1 + _REPEATS
@@ -514,9 +514,19 @@ class Bench:
         return torch.equal(again, retrained.parameters[0])
 
 
-def _choose_training(
-    problem: Problem, training: Training | Callable[[Tensor, int], object] | None, runs: int
+def choose_training(
+    problem: Problem, training: Training | Callable[..., object] | None, runs: int
 ) -> Training:
+    """How a problem is trained again: as asked, as the problem says, else by Newton steps.
+
+    Args:
+        problem: what is trained.
+        training: what the user asked for.
+        runs: how many trainings there will be.
+
+    Raises:
+        CannotRetrain: nothing says how, and the model is too large for Newton steps.
+    """
     given = make_training(training) or problem.training
     if given is not None:
         return given

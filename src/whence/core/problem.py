@@ -442,6 +442,13 @@ class Problem:
             return describe(inputs, **self.display)
         return describe(inputs, kind=self.display or "auto")
 
+    def show_asked(self, asked: Queries, row: int) -> dict[str, Any]:
+        """A display of one query, as the user gave it."""
+        if asked.displays:
+            return dict(asked.displays[row])
+        inputs = tree_map(lambda leaf: leaf[row], asked.inputs)
+        return self.show_query(inputs, asked.targets[row])
+
     def label_of(self, position: int) -> str | None:
         """The label of a training example in words."""
         _, targets = self.data.take(torch.tensor([position]))
