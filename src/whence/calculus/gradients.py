@@ -10,24 +10,35 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jacrev, jvp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from whence.calculus.stacking import StackedLinear
 from whence.core.batches import Batch, Tree
-from whence.core.problem import Problem, Queries
+from whence.core.problem import Forward, Problem, Queries
 from whence.core.scores import Measurement
 from whence.errors import NonFinite, NotPerExample, Unsupported
+from whence.numerics.vectors import Layout
 
-_VECTORISED: WeakKeyDictionary[Problem, bool] = WeakKeyDictionary()
+_VECTORISED: WeakKeyDictionary[nn.Module, tuple[Forward, Layout, bool]] = WeakKeyDictionary()
+"""What is known of each model, for one way to call it and one choice of parameters."""
 
 
 def is_vectorised(problem: Problem) -> bool:
-    """Whether vmap and forward mode work on this model: tried once, on two examples."""
-    if problem not in _VECTORISED:
-        _VECTORISED[problem] = _try_vectorised(problem)
-    return _VECTORISED[problem]
+    """Whether vmap and forward mode work on this model: tried once, on two examples.
+
+    The same problem with other data or at other parameters is not tried again.
+    """
+    forward, layout, answer = _VECTORISED.get(problem.model, (None, None, False))
+    if forward is problem.forward and layout is problem.layout:
+        return answer
+    return _know(problem, _try_vectorised(problem))
+
+
+def _know(problem: Problem, answer: bool) -> bool:
+    _VECTORISED[problem.model] = problem.forward, problem.layout, answer
+    return answer
 
 
 def gradients(problem: Problem, batch: Batch) -> Tensor:
@@ -338,9 +349,9 @@ def _take(trees: tuple[Tree, ...], row: int) -> tuple[Tree, ...]:
 def _try_vectorised(problem: Problem) -> bool:
     """Whether per-example gradients and forward mode run, and agree with a plain reverse pass."""
     batch = problem.batch(torch.arange(min(2, len(problem))))
-    _VECTORISED[problem] = False
+    _know(problem, False)
     plain = gradients(problem, batch)
-    _VECTORISED[problem] = True
+    _know(problem, True)
     try:
         rows = gradients(problem, batch)
         dots = inner(problem, plain, batch)
