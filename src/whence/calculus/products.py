@@ -76,7 +76,7 @@ class CurvatureMatrix:
         problem = self.problem
         count = len(problem) if self.positions is None else len(self.positions)
         size = self.batch_size or problem.batch_size(stack=self._stack(len(vectors)))
-        product = _hessian_product if self.kind == "hessian" else _ggn_product
+        product = hessian_product if self.kind == "hessian" else _ggn_product
         total = torch.zeros_like(vectors)
         for batch in problem.batches(size, positions=self.positions):
             total += product(problem, vectors, batch)
@@ -150,8 +150,8 @@ def _weighted(problem: Problem, parameters: Tensor, batch: Batch) -> Tensor:
     return (batch.weights * problem.losses(parameters, batch)).sum()
 
 
-def _hessian_product(problem: Problem, vectors: Tensor, batch: Batch) -> Tensor:
-    """Sum over a batch of b_i (hess loss_i) v, for each v."""
+def hessian_product(problem: Problem, vectors: Tensor, batch: Batch) -> Tensor:
+    """(K, P) sum over a batch of b_i (hess loss_i) v, for each v of a stack (K, P)."""
     if not is_vectorised(problem):
         return _looped_hessian_product(problem, vectors, batch)
     slope = grad(lambda theta: _weighted(problem, theta, batch))

@@ -26,7 +26,7 @@ from whence.core.batches import Batch
 from whence.core.changes import Change
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
-from whence.curvature import IHVP, Curvature, make_curvature
+from whence.curvature import IHVP, Curvature, Solution, make_curvature
 from whence.errors import BadArgument, NegativeCurvature, NotConverged, Unsupported
 from whence.methods.base import (
     Fitted,
@@ -73,9 +73,9 @@ class Influence(Method):
             "finite" evaluates the measurement at the moved outputs f_q + J_q dtheta, which is
             exact in the measurement where the outputs are linear in the parameters.
         correct_nonconvergence: for a model that is not at its optimum, take the first-order effect
-            on the Newton step that training has left undone: grad loss_i becomes
-            grad loss_i - (hess loss_i) (H + damping I)^-1 grad R (`whence.calculus.nonconvergence`).
-            The step must be short, as one Newton step is exact for a quadratic objective only.
+            on the Newton step that training has left undone (`whence.calculus.nonconvergence`):
+            grad loss_i becomes grad loss_i - (hess loss_i) (H + damping I)^-1 grad R. The step
+            must be short, as one Newton step is exact for a quadratic objective only.
 
     Source: Koh & Liang 2017 (arXiv:1703.04730), equations 1 and 2; section 4.2 and its appendix
     for a model that is not at its optimum, where the paper leaves the correction out.
@@ -335,7 +335,10 @@ class FittedInfluence(Fitted):
 
     def _moves(self, change: Change) -> tuple[Tensor, dict[str, Any]]:
         pull = Pull(self.problem, change, self._mean_gradient())
-        solution = self.ihvp.solve(pull.force()[None] / len(self.problem))
+        force = pull.force()
+        if self.correction is not None:
+            force = force - self.correction.of(change, pull.divisor)
+        solution = self.ihvp.solve(force[None] / len(self.problem))
         first, report = solution.vectors, dict(solution.report)
         if not self.responds_by_newton:
             return first.expand(2, -1), report | {"response": "first_order"}
@@ -346,6 +349,13 @@ class FittedInfluence(Fitted):
             warnings = [*report.get("warnings", ()), words]
             return first.expand(2, -1), report | {"response": "first_order", "warnings": warnings}
         return torch.cat([first, step]), report | facts | {"response": "newton"}
+
+    def _first_order(self, pull: Pull) -> Solution:
+        """(1, P) H^-1 times the force, with the matrix of all N examples."""
+        force, scale = pull.force()[None] / len(self.problem), self._data_scale()
+        if scale == 1:
+            return self.ihvp.solve(force)
+        return self.ihvp.solve_changed(force, data_factor=1 / scale, change=torch.zeros_like)
 
     def _newton(self, pull: Pull) -> tuple[Tensor, dict[str, Any]]:
         """(1, P) the minimum of the changed objective (`whence.calculus.changes`).
