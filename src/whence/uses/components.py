@@ -21,7 +21,6 @@ from torch import Tensor
 
 from whence.calculus.gradients import measurement_gradients, outputs, residuals
 from whence.core.batches import Batch
-from whence.core.measurements import make_measurement
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.errors import Unsupported
@@ -228,7 +227,7 @@ def components(
     """
     fitted = _first_order(problem, method)
     asked = problem.queries(queries)
-    measured = make_measurement(measurement, problem.loss)
+    measured = problem.measurement(measurement)
     _, slopes = measurement_gradients(problem, measured, asked)
     solution = fitted.ihvp.solve(slopes)
     rows = _Rows(fitted, torch.cat([solution.vectors, slopes]))
@@ -270,13 +269,16 @@ def _first_order(problem: Problem, method: MethodLike) -> FittedInfluence:
     if isinstance(method, Influence):
         method = replace(method, removal="first_order", change="linear")
     fitted: Fitted = fit(problem, method).because(reason)
-    if not isinstance(fitted, FittedInfluence):
-        raise Unsupported(
-            found=f"{type(fitted).__name__} does not solve with a curvature.",
-            why="The effect is taken apart into the factors of the influence formula.",
-            remedy='Use method="auto", or the name of a curvature such as "exact" or "cg".',
-        )
-    return fitted
+    if isinstance(fitted, FittedInfluence) and fitted.correction is None:
+        return fitted
+    found = f"{type(fitted).__name__} does not solve with a curvature."
+    if isinstance(fitted, FittedInfluence):
+        found = "The effects are corrected for what training has left undone."
+    raise Unsupported(
+        found=found,
+        why="They are taken apart into the factors of the plain influence formula.",
+        remedy='Use method="auto", or the name of a curvature such as "exact" or "cg".',
+    )
 
 
 @dataclass(frozen=True)
