@@ -13,6 +13,7 @@ from oracles import ridge_closed_form, slope_through_origin
 from problems import CONVEX, REAL, Case
 from whence.adapters import make_problem
 from whence.calculus.gradients import measurement_gradients
+from whence.core.batches import Batch
 from whence.core.changes import removal
 from whence.core.problem import Problem
 from whence.curvature.cg import CG
@@ -325,8 +326,36 @@ def test_outputs_move_as_training_without_the_example_moves_them(name, renormali
     oracle = case.oracle
     before = oracle.predict(oracle.optimum())
     after = [oracle.predict(theta)[i] for i, theta in enumerate(oracle.retrained())]
-    moves = Influence("exact", removal="newton").fit(case.problem).own_moves
+    problem = case.problem
+    moves, _ = Influence("exact", removal="newton").fit(problem).left_out(everything(problem))
     assert_allclose(moves, np.stack(after) - before, rtol=1e-8, atol=1e-12)
+
+
+def everything(problem: Problem) -> Batch:
+    return problem.batch(torch.arange(len(problem)))
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", CONVEX)
+def test_what_the_rest_leaves_open_is_its_own_inverse_hessian(name, renormalize):
+    """J_i (D A_i)^+ J_i^T, with the Hessian of the objective without example i written out."""
+    case = case_of(name, renormalize)
+    oracle, theta = case.oracle, case.oracle.optimum()
+    count = len(oracle)
+    _, spreads = (
+        Influence("exact", removal="newton").fit(case.problem).left_out(everything(case.problem))
+    )
+    for i in (0, 5, count - 1):
+        w = oracle.removals()[i]
+        inverse = np.linalg.pinv(oracle.hessian(theta, w), rcond=1e-10, hermitian=True)
+        jac = np.kron(np.eye(oracle.outputs), oracle.x[i])
+        expected = jac @ inverse @ jac.T / (count - renormalize)
+        if name == "multinomial_free_intercept":  # a shift of all outputs is open to any size
+            centre = np.eye(3) - 1 / 3
+            expected, found = centre @ expected @ centre, centre @ spreads[i].numpy() @ centre
+        else:
+            found = spreads[i]
+        assert_allclose(found, expected, rtol=1e-7, atol=1e-9 * abs(expected).max())
 
 
 def test_an_example_of_base_weight_zero_has_no_self_influence():

@@ -71,11 +71,16 @@ class Removal:
         pull, drift = self._forces(batch, leverage)
         along = outputs(self.problem, self.psi, batch)  # (K, B, C)
         first = (torch.einsum("kbc,bc->kb", along, pull) - self._mean_along()) / self.divisor
-        step, shares = self._step(batch, leverage, drift)
+        system, bend, shares = self._system(batch, leverage)
+        force = torch.einsum("bcd,bd->bc", bend, drift / self.divisor)
+        step = torch.linalg.solve(system, force)  # (B, C)
         return first + torch.einsum("kbc,bc->kb", along, step), shares
 
-    def own(self, batch: Batch, leverage: Tensor, *, is_newton: bool) -> Tensor:
-        """J_i A_i^-1 b, or J_i H^-1 b: how the outputs of each example move when it is removed.
+    def own(self, batch: Batch, leverage: Tensor, *, is_newton: bool) -> tuple[Tensor, Tensor]:
+        """What the removal of each example does to its own outputs.
+
+        J_i A_i^-1 b, how they move, and J_i A_i^-1 J_i^T / D = K_i (D I - S_i K_i)^-1, how far the
+        rest of the data leaves them open; to first order J_i H^-1 b and K_i / N.
 
         Args:
             batch: B examples.
@@ -83,13 +88,15 @@ class Removal:
             is_newton: whether the removal is a Newton step instead of first order.
 
         Returns:
-            (B, C). Under `renormalize` both forms need `solved_mean`.
+            (B, C) and (B, C, C). Under `renormalize` both forms need `solved_mean`.
         """
         _, drift = self._forces(batch, leverage)
         if not is_newton:
-            return drift / len(self.problem)
-        step, _ = self._step(batch, leverage, drift)
-        return drift / self.divisor + torch.einsum("bcd,bd->bc", leverage, step)
+            return drift / len(self.problem), leverage / len(self.problem)
+        system, bend, _ = self._system(batch, leverage)
+        both = torch.cat([drift[:, :, None], leverage], 2) / self.divisor
+        ahead = both + leverage @ torch.linalg.solve(system, bend @ both)
+        return ahead[:, :, 0], ahead[:, :, 1:]
 
     def _forces(self, batch: Batch, leverage: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C) b_i r_i, and D J_i H^-1 b, what that force does to the outputs."""
@@ -99,16 +106,18 @@ class Removal:
             drift = drift - outputs(self.problem, self.solved_mean, batch)[0]
         return pull, drift
 
-    def _step(self, batch: Batch, leverage: Tensor, drift: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C) the step beyond first order, along the rows of J_i, and (B,) largest shares."""
-        bend = output_hessians(self.problem, batch) * batch.weights[:, None, None]  # (B, C, C)
-        eye = torch.eye(bend.shape[1]).to(bend)
+    def _system(self, batch: Batch, leverage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, C) D I - S_i K_i and S_i, and (B,) the largest eigenvalue of S_i K_i / D.
+
+        Where that reaches one there is no step: the system is then I, and S_i zero.
+        """
+        bend = output_hessians(self.problem, batch) * batch.weights[:, None, None]
         shares = _largest_eigenvalue(bend, leverage) / self.divisor
         # Rounding cannot tell a leverage of one, where the step is 0 / 0, from one just below it.
-        is_possible = shares < 1 - torch.finfo(shares.dtype).eps ** 0.5
-        system = torch.where(is_possible[:, None, None], self.divisor * eye - bend @ leverage, eye)
-        force = torch.einsum("bcd,bd->bc", bend, drift / self.divisor) * is_possible[:, None]
-        return torch.linalg.solve(system, force), shares
+        is_possible = (shares < 1 - torch.finfo(shares.dtype).eps ** 0.5)[:, None, None]
+        eye = torch.eye(bend.shape[1]).to(bend)
+        system = torch.where(is_possible, self.divisor * eye - bend @ leverage, eye)
+        return system, bend * is_possible, shares
 
     def _mean_along(self) -> Tensor:
         """(K, 1) the directions times the mean data gradient."""

@@ -253,8 +253,7 @@ class FittedInfluence(Fitted):
 
         def rows(batch: Batch) -> Tensor:
             if self.is_newton or self.change == "finite":
-                moves = torch.from_numpy(self.own_moves[batch.positions.numpy()])
-                return self._own_change(batch, moves.to(problem.parameters))[None]
+                return self.own_change(batch, self.left_out(batch)[0])[None]
             slopes = gradients(problem, batch)
             own = self._leverage(slopes[:, None])[:, 0, 0] * batch.weights
             mean = self._own_removal.solved_mean
@@ -262,22 +261,22 @@ class FittedInfluence(Fitted):
 
         return stream(problem, rows, queries=1, size=jacobian_batch(problem))[0]
 
-    @cached_property
-    def own_moves(self) -> np.ndarray:
-        """(N, C) how the outputs of each training example move when it is removed itself.
+    def left_out(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What a model that never saw an example says of it: how its outputs move, and how surely.
 
-        The outputs with them added are what a model says that never saw the example: to first
-        order, or after one Newton step where the method takes it. Costs N C solves, or the
-        leverage of every example.
+        Each example is removed by itself, to first order or by a Newton step as the method does.
+        The second part is the covariance of its outputs under the Gaussian that the objective of
+        the rest, read as minus log probability over N, has around its optimum (Laplace):
+        J_i A_i^-1 J_i^T / N, or J_i H^-1 J_i^T / N to first order.
+
+        Args:
+            batch: B training examples.
+
+        Returns:
+            (B, C) and (B, C, C).
         """
-        problem = self.problem
-
-        def rows(batch: Batch) -> Tensor:
-            kernel = self._leverage(jacobians(problem, batch))
-            return self._own_removal.own(batch, kernel, is_newton=self.is_newton).T
-
-        size = jacobian_batch(problem)
-        return stream(problem, rows, queries=problem.output_size, size=size).T
+        kernel = self._leverage(jacobians(self.problem, batch))
+        return self._own_removal.own(batch, kernel, is_newton=self.is_newton)
 
     @cached_property
     def _own_removal(self) -> Removal:
@@ -297,8 +296,8 @@ class FittedInfluence(Fitted):
             solved = torch.cat([self.ihvp.solve(part).vectors for part in parts])
             return rows @ solved.unflatten(0, rows.shape[:2]).mT
 
-    def _own_change(self, batch: Batch, moved: Tensor) -> Tensor:
-        """(B,) change of each loss when its outputs move by (B, C)."""
+    def own_change(self, batch: Batch, moved: Tensor) -> Tensor:
+        """(B,) change of each loss when its outputs move by (B, C), linear or finite."""
         if self.change == "linear":
             return (residuals(self.problem, batch) * moved).sum(1)
         targets = cast("Tensor", batch.targets)
@@ -338,7 +337,7 @@ class FittedInfluence(Fitted):
         force = pull.force()
         if self.correction is not None:
             force = force - self.correction.of(change, pull.divisor)
-        solution = self.ihvp.solve(force[None] / len(self.problem))
+        solution = self._first_order(force)
         first, report = solution.vectors, dict(solution.report)
         if not self.responds_by_newton:
             return first.expand(2, -1), report | {"response": "first_order"}
@@ -350,12 +349,12 @@ class FittedInfluence(Fitted):
             return first.expand(2, -1), report | {"response": "first_order", "warnings": warnings}
         return torch.cat([first, step]), report | facts | {"response": "newton"}
 
-    def _first_order(self, pull: Pull) -> Solution:
-        """(1, P) H^-1 times the force, with the matrix of all N examples."""
-        force, scale = pull.force()[None] / len(self.problem), self._data_scale()
+    def _first_order(self, force: Tensor) -> Solution:
+        """(1, P) H^-1 times the force (P,), divided by N, with the matrix of all N examples."""
+        share, scale = force[None] / len(self.problem), self._data_scale()
         if scale == 1:
-            return self.ihvp.solve(force)
-        return self.ihvp.solve_changed(force, data_factor=1 / scale, change=torch.zeros_like)
+            return self.ihvp.solve(share)
+        return self.ihvp.solve_changed(share, data_factor=1 / scale, change=torch.zeros_like)
 
     def _newton(self, pull: Pull) -> tuple[Tensor, dict[str, Any]]:
         """(1, P) the minimum of the changed objective (`whence.calculus.changes`).
