@@ -188,6 +188,12 @@ def test_a_contrast_of_two_classes_is_the_one_output_with_its_sign(loss):
     assert torch.equal(away.function(outputs, outputs), -outputs[:, 0])
 
 
+def test_the_classes_of_a_hinge_are_called_minus_one_and_one_as_well():
+    outputs = torch.tensor([[0.3], [-2.0]])
+    found = make_measurement("contrast:1:-1", make_loss("hinge"))
+    assert torch.equal(found.function(outputs, outputs), outputs[:, 0])
+
+
 def test_names_of_classes_in_a_contrast_may_hold_colons():
     found = make_measurement("contrast:a:b:c", make_loss("cross_entropy"), ["a:b", "c", "b:c"])
     outputs = torch.tensor([[5.0, 2.0, 0.0]])

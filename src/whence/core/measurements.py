@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from whence.core.losses import Loss, column
+from whence.core.losses import Loss, Task, column
 from whence.core.scores import Measurement
 from whence.errors import BadArgument, Unsupported, unknown_name
 
@@ -108,12 +108,13 @@ def is_named(name: str) -> bool:
     return name in NAMES or name.startswith(f"{CONTRAST}:")
 
 
-def class_index(label: object, label_names: Sequence[str] | None) -> int:
-    """The place of a class among the outputs.
+def class_index(label: object, label_names: Sequence[str] | None, task: Task = "classes") -> int:
+    """The place of a class among the outputs; 0 and 1 where one output tells two classes.
 
     Args:
-        label: its name, or its number.
+        label: its name, or its number; -1 and +1 name the classes of a hinge as well.
         label_names: names of the classes, where they have any.
+        task: what the outputs mean.
 
     Raises:
         UnknownName: no class of this name.
@@ -121,7 +122,7 @@ def class_index(label: object, label_names: Sequence[str] | None) -> int:
     names = [str(name) for name in label_names or ()]
     if str(label) in names:
         return names.index(str(label))
-    number = str(label)
+    number = "0" if task == "signed" and str(label) in ("-1", "-1.0") else str(label)
     if number.isdigit() and (not names or int(number) < len(names)):
         return int(number)
     raise unknown_name("class", label, names or ("0", "1", "2, ..."))
@@ -145,7 +146,9 @@ def _contrast_named(name: str, label_names: Sequence[str] | None) -> Contrast:
 def _contrast(pair: Contrast, loss: Loss, label_names: Sequence[str] | None) -> Measurement:
     if loss.task not in ("classes", "binary", "signed"):
         raise _no_meaning(pair.name, loss)
-    first, second = (class_index(label, label_names) for label in (pair.of, pair.against))
+    first, second = (
+        class_index(label, label_names, loss.task) for label in (pair.of, pair.against)
+    )
     if loss.task == "classes":
         return Measurement(pair.name, "logits", True, partial(_between, classes=(first, second)))
     if {first, second} != {0, 1}:

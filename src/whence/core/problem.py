@@ -299,7 +299,7 @@ class Problem:
             BadData: not a number.
         """
         if self.loss.task in ("classes", "binary", "signed"):
-            index = class_index(label, self.label_names)
+            index = class_index(label, self.label_names, self.loss.task)
             return torch.tensor(2 * index - 1 if self.loss.task == "signed" else index)
         try:
             return torch.as_tensor(label, dtype=self.dtype)
