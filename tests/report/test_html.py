@@ -205,7 +205,7 @@ def test_a_story_survives_json_on_its_way_to_the_page(story):
     assert render(json.loads(json.dumps(story))) == render(story)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"format": "other"}])
+@pytest.mark.parametrize("change", [{"version": 3}, {"version": None}, {"format": "other"}])
 def test_other_formats_are_refused(story, change):
     with pytest.raises(WrongVersion):
         render(story | change)

@@ -22,7 +22,7 @@ def test_a_story_holds_everything_a_page_shows(make_problem, make_scores):
     problem = make_problem()
     scores = make_scores(problem)
     story = tell(problem, scores, top=3, title="Why?")
-    assert (story["format"], story["version"], story["title"]) == ("whence-story", 1, "Why?")
+    assert (story["format"], story["version"], story["title"]) == ("whence-story", 2, "Why?")
     assert [query["id"] for query in story["queries"]] == scores.query_ids.tolist()
     assert story["measurement"]["sign"] == scores.sign_sentence
     assert story["method"]["curvature"] == "exact"

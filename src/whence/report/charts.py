@@ -1,61 +1,20 @@
-"""Charts as inline SVG: predicted against actual effects, and how the effects are spread.
+"""Charts of scores: predicted against actual effects, and how the effects are spread."""
 
-Vega-Lite draws them once, when the page is written, so the page needs no library and no network.
-Colours are CSS variables of the page (style.css), which makes every chart follow dark and light.
-"""
-
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import vl_convert
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from whence.report.blocks import MOST_POINTS, plane, shown_of
 from whence.report.sentences import count, measurement_words, number, quantity
+from whence.report.svg import draw, thinned
 
 Json = dict[str, Any]
-Spec = dict[str, Any]
-
-MOST_POINTS = 1500
-"""A scatter of more points is thinned evenly: nobody can tell more apart."""
-
-MOST_COLORS = 6
-"""More queries than this share one colour and have no legend."""
-
-_SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 
 _SIDES = {
     "proponent": "var(--proponent)",
     "neither": "var(--ink-faint)",
     "opponent": "var(--opponent)",
-}
-
-_CONFIG: Spec = {
-    "background": "transparent",
-    "font": "inherit",
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": "var(--ink-soft)",
-        "labelFontSize": 12,
-        "titleColor": "var(--ink)",
-        "titleFontSize": 13,
-        "titleFontWeight": "normal",
-        "titlePadding": 8,
-        "gridColor": "var(--line)",
-        "domain": False,
-        "tickColor": "var(--line)",
-        "tickCount": 5,
-    },
-    "legend": {
-        "labelColor": "var(--ink)",
-        "labelFontSize": 12,
-        "labelLimit": 120,
-        "title": None,
-        "orient": "bottom",
-        "columns": 3,
-        "symbolSize": 70,
-        "symbolOpacity": 1,
-    },
 }
 
 
@@ -71,30 +30,19 @@ def scatter(verification: Mapping[str, Any], measurement: Mapping[str, Any]) -> 
     Returns:
         An SVG that fills the width it is given.
     """
-    points = _thinned(verification["points"])
-    queries = list(dict.fromkeys(str(point["query"]) for point in points))
+    whole = [p for p in verification["points"] if None not in (p["predicted"], p["actual"])]
+    points = thinned(whole, MOST_POINTS)
     marks = [
         {
-            "predicted": point["predicted"],
-            "actual": point["actual"],
-            "query": f"query {point['query']}",
+            "x": point["predicted"],
+            "y": point["actual"],
+            "group": f"query {point['query']}",
             "words": _point_words(point, verification["kind"], measurement["unit"]),
         }
         for point in points
     ]
-    has_legend = 1 < len(queries) <= MOST_COLORS
-    layers = [_points(marks, [f"query {query}" for query in queries] if has_legend else [])]
-    if measurement["is_calibrated"]:
-        domain = _common_domain(marks)
-        layers.insert(0, _identity(domain))
-        axes = _axes(measurement["unit"], measurement["unit"], domain)
-    else:
-        axes = _axes(
-            "arbitrary units", f"change of the {measurement_words(measurement['name'])}", None
-        )
-    layers = [layer | {"encoding": axes | layer["encoding"]} for layer in layers]
-    spec = {"width": 330, "height": 330, "layer": layers}
-    return _svg(spec, _scatter_words(verification, len(points)), "scatter")
+    spec = plane(marks, _titles(measurement), is_identity=measurement["is_calibrated"])
+    return draw(spec, _scatter_words(verification, len(points)), "scatter")
 
 
 def distribution(query: Mapping[str, Any], measurement: Mapping[str, Any]) -> Markup:
@@ -138,56 +86,19 @@ def distribution(query: Mapping[str, Any], measurement: Mapping[str, Any]) -> Ma
         f"{query['id']}, from {number(low)} to {number(high)} {measurement['unit']}; "
         f"{number(query['half_of_influence'])} of them carry half of all influence."
     )
-    return _svg(spec, words, "distribution")
+    return draw(spec, words, "distribution")
 
 
 # ------------------------------------------------------------------- parts of the scatter
 
 
-def _points(marks: list[Json], legend: list[str]) -> Spec:
-    encoding: Spec = {"description": {"field": "words"}}
-    mark: Spec = {"type": "point", "filled": True, "size": 46, "opacity": 0.75}
-    if legend:
-        colors = [f"var(--series-{i + 1})" for i in range(len(legend))]
-        key = {"field": "query", "type": "nominal"}
-        encoding["color"] = key | {"scale": {"domain": legend, "range": colors}}
-        encoding["shape"] = key | {"scale": {"domain": legend, "range": _SHAPES[: len(legend)]}}
-    else:
-        mark["color"] = "var(--series-1)"
-    return {"data": {"values": marks}, "mark": mark, "encoding": encoding}
-
-
-def _identity(domain: list[float]) -> Spec:
-    ends = [{"predicted": end, "actual": end} for end in domain]
-    dashes = {"type": "line", "color": "var(--ink-faint)", "strokeDash": [5, 4], "strokeWidth": 1.5}
-    return {"data": {"values": ends}, "mark": dashes, "encoding": {}}
-
-
-def _axes(predicted_unit: str, actual_unit: str, domain: list[float] | None) -> Spec:
-    def axis(field: str, title: str) -> Spec:
-        scale = {"domain": domain, "nice": False} if domain else {"zero": False}
-        shape = {"title": title, "format": ".6~g"}
-        return {"field": field, "type": "quantitative", "scale": scale, "axis": shape}
-
-    return {
-        "x": axis("predicted", f"predicted effect ({predicted_unit})"),
-        "y": axis("actual", f"effect after retraining ({actual_unit})"),
-    }
-
-
-def _common_domain(marks: list[Json]) -> list[float]:
-    """One range for both axes, so that the line of agreement runs from corner to corner."""
-    values = [mark[name] for mark in marks for name in ("predicted", "actual")]
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    margin = 0.05 * (high - low) or 1.0
-    return [low - margin, high + margin]
-
-
-def _thinned(points: Sequence[Json]) -> list[Json]:
-    """All points that are numbers; of very many, evenly spaced ones."""
-    drawn = [p for p in points if p["predicted"] is not None and p["actual"] is not None]
-    step = -(-len(drawn) // MOST_POINTS) or 1
-    return drawn[::step]
+def _titles(measurement: Mapping[str, Any]) -> tuple[str, str]:
+    """Of the axes; scores in arbitrary units are compared with numbers of another unit."""
+    if measurement["is_calibrated"]:
+        unit = measurement["unit"]
+        return f"predicted effect ({unit})", f"effect after retraining ({unit})"
+    words = f"change of the {measurement_words(measurement['name'])}"
+    return "predicted effect (arbitrary units)", f"effect after retraining ({words})"
 
 
 def _point_words(point: Json, kind: str, unit: str) -> str:
@@ -201,10 +112,7 @@ def _point_words(point: Json, kind: str, unit: str) -> str:
 
 
 def _scatter_words(verification: Mapping[str, Any], drawn: int) -> str:
-    total = len(verification["points"])
-    shown = (
-        count(drawn, "point") if drawn == total else f"{number(drawn)} of {number(total)} points"
-    )
+    shown = shown_of(drawn, len(verification["points"]))
     numbers = [
         f"{name} {number(verification[key])}"
         for key, name in (
@@ -246,20 +154,3 @@ def _side(offset: int, helps: int) -> str:
 
 def _powers_of_ten(largest: int) -> list[int]:
     return [0, *(10**power for power in range(len(str(largest))))]
-
-
-# --------------------------------------------------------------------------------- SVG
-
-
-def _svg(spec: Spec, words: str, name: str) -> Markup:
-    """An SVG for the inside of a page: named, without fixed size, coordinates short."""
-    drawn = vl_convert.vegalite_to_svg({"config": _CONFIG, **spec}, allowed_base_urls=[])
-    head, _, body = drawn.partition(">")
-    box = head.partition('viewBox="')[2].partition('"')[0]
-    body = re.sub(r'(?: d|transform)="[^"]+"', lambda place: _shortened(place[0]), body)
-    start = f'<svg class="chart {name}" viewBox="{box}" role="img" aria-label="{escape(words)}">'
-    return Markup(start + body)  # vl-convert has escaped every text
-
-
-def _shortened(coordinates: str) -> str:
-    return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", coordinates)

@@ -9,45 +9,52 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from whence.errors import WrongVersion
-from whence.report import charts, sentences
-from whence.report.story import FORMAT, VERSION, tell
+from whence.report import blocks, charts, sentences
+from whence.report.story import FORMAT, READ, tell, tell_sections
+from whence.report.texts import for_page
 from whence.store import write_atomically
 
 if TYPE_CHECKING:  # a story is read and shown on machines without torch
     from whence.core.problem import Problem
     from whence.core.scores import Scores
+    from whence.report.story import Told
     from whence.verification import Verification
 
 OPEN_QUERIES = 12
 """A page with more queries than this folds each of them, and draws no histograms."""
 
 
+class Options(TypedDict, total=False):
+    """What `tell` takes besides a problem and its scores."""
+
+    verification: "Verification | None"
+    queries: Sequence[int] | None
+    top: int
+    title: str | None
+    sections: "Sequence[Told]"
+
+
 def write_report(
-    problem: "Problem",
-    scores: "Scores",
-    path: str | Path,
-    *,
-    verification: "Verification | None" = None,
-    queries: Sequence[int] | None = None,
-    top: int = 6,
-    title: str | None = None,
+    problem: "Problem", scores: "Scores", path: str | Path, **options: Unpack[Options]
 ) -> Path:
     """Writes the report of some scores as one HTML file.
+
+        whence.write_report(problem, scores, "why.html", verification=check, sections=[removed])
 
     Args:
         problem: what was explained; shows the examples.
         scores: (Q, N) effects.
         path: of the file; one that exists is replaced.
-        verification: what retraining said of these scores.
-        queries: positions of the queries to tell of, default all.
-        top: how many proponents and opponents of each query are shown.
-        title: of the page.
+        options: `verification`, what retraining said of these scores; `queries`, positions of the
+            queries to tell of, default all; `top`, how many proponents and opponents of each query
+            are shown, default 6; `title` of the page; `sections`, what `remove` and the other uses
+            returned.
 
     Returns:
         The path.
@@ -55,25 +62,46 @@ def write_report(
     Raises:
         WhenceError: what `tell` refuses, or a file that cannot be written.
     """
-    story = tell(problem, scores, verification=verification, queries=queries, top=top, title=title)
-    path = Path(path)
-    write_atomically(path, render(story).encode("utf-8"))
-    return path
+    return _write(tell(problem, scores, **options), path)
+
+
+def write_sections(
+    sections: "Sequence[Told]",
+    path: str | Path,
+    *,
+    problems: "Sequence[Problem]" = (),
+    title: str | None = None,
+) -> Path:
+    """Writes what one or several uses have found as one HTML file.
+
+    Args:
+        sections: what `remove`, `perturb` and the other uses returned.
+        path: of the file; one that exists is replaced.
+        problems: what they were asked about.
+        title: of the page; by default that of the section, or how many there are.
+
+    Returns:
+        The path.
+
+    Raises:
+        WhenceError: what `tell_sections` refuses, or a file that cannot be written.
+    """
+    return _write(tell_sections(sections, problems=problems, title=title), path)
 
 
 def render(story: Mapping[str, Any]) -> str:
     """The page of a story.
 
     Args:
-        story: from `tell`.
+        story: from `tell` or `tell_sections`.
 
     Raises:
         WrongVersion: not a story, or one in a format that this version does not read.
     """
-    if (story.get("format"), story.get("version")) != (FORMAT, VERSION):
+    if story.get("format") != FORMAT or story.get("version") not in READ:
         raise WrongVersion(
             found=f"format {story.get('format')!r}, version {story.get('version')!r}.",
-            why=f"This version of whence shows {FORMAT!r}, version {VERSION}.",
+            why=f"This version of whence shows {FORMAT!r}, versions {READ[0]} to {READ[-1]}.",
             remedy="Tell the story anew with whence.report.tell(problem, scores).",
         )
     style, script = _static("style.css"), _static("page.js")
@@ -81,17 +109,18 @@ def render(story: Mapping[str, Any]) -> str:
         _environment()
         .get_template("page.html")
         .render(
-            story=story,
+            story=for_page(dict(story)),
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
-            is_folded=len(story["queries"]) > OPEN_QUERIES,
-            sides=sentences.sides(story["measurement"]),
-            count=sentences.count,
-            scatter=charts.scatter,
-            distribution=charts.distribution,
         )
     )
+
+
+def _write(story: Mapping[str, Any], path: str | Path) -> Path:
+    path = Path(path)
+    write_atomically(path, render(story).encode("utf-8"))
+    return path
 
 
 def _environment() -> Environment:
@@ -110,6 +139,20 @@ def _environment() -> Environment:
         "words": sentences.measurement_words,
         "capitalize_first": sentences.capitalized,
     }
+    names: dict[str, Any] = {
+        "OPEN_QUERIES": OPEN_QUERIES,
+        "MOST_PICTURES": blocks.MOST_PICTURES,
+        "count": sentences.count,
+        "sides": sentences.sides,
+        "left_out": blocks.left_out,
+        "scatter": charts.scatter,
+        "distribution": charts.distribution,
+        "chart": blocks.chart,
+        "chart_note": blocks.chart_note,
+        "grid": blocks.grid,
+        "has_content": blocks.has_content,
+    }
+    environment.globals.update(names)
     return environment
 
 

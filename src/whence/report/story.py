@@ -1,4 +1,4 @@
-"""Scores, and what retraining said of them, as one plain JSON story.
+"""Scores, what retraining said of them, and what uses have found, as one plain JSON story.
 
 The saved report and the explorer show the same story, so everything a reader sees stands in it:
 pictures, numbers with their units, and the sentences around them.
@@ -7,24 +7,33 @@ pictures, numbers with their units, and the sentences around them.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from whence.errors import BadArgument
 from whence.report.facts import choose_facts
 from whence.report.sentences import answer, count, predicts_number, says, without
+from whence.sections import Section
 from whence.store.jsonable import as_json, json_text
 from whence.version import __version__
 
 if TYPE_CHECKING:  # a story is read and shown on machines without torch
     from whence.core.problem import Problem
     from whence.core.scores import Effect, Scores
+    from whence.uses.base import Result
     from whence.verification import Verification
+
+    Told = Result | Section | Mapping[str, Any]
+    """What becomes a section: what a use returned, a section, or one that has been told already."""
 
 Json = dict[str, Any]
 
-FORMAT, VERSION = "whence-story", 1
+FORMAT, VERSION = "whence-story", 2
+"""Version 2 has sections, and may have nothing else: readers of version 1 would not show them."""
+
+READ = (1, 2)
+"""Versions that are shown; one without sections is shown as it always was."""
 
 _LEVELS = {"good": 0.8, "fair": 0.4}
 """The least correlation between predicted and actual effects."""
@@ -41,6 +50,7 @@ def tell(
     queries: Sequence[int] | None = None,
     top: int = 6,
     title: str | None = None,
+    sections: "Sequence[Told]" = (),
 ) -> Json:
     """The story of some scores.
 
@@ -51,13 +61,15 @@ def tell(
         queries: positions (0 to Q - 1) of the queries to tell of, default all.
         top: how many proponents and opponents of each query are shown.
         title: of the page.
+        sections: what `remove`, `perturb` and the other uses returned, shown below the queries.
 
     Returns:
         Strict JSON: no NaN, no infinity, no types of numpy.
 
     Raises:
         Stale: the scores belong to another model or to other data.
-        BadArgument: a query that does not exist, no query at all, or `top` below one.
+        BadArgument: a query that does not exist, no query at all, `top` below one, or a section
+            that is none.
     """
     scores.refuse_other(
         problem.fingerprint(),
@@ -68,11 +80,7 @@ def tell(
     report = scores.report
     checked = None if verification is None else verification.to_json()
     story: Json = {
-        "format": FORMAT,
-        "version": VERSION,
-        "title": title or _title(problem, len(positions)),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "whence": __version__,
+        **_opening(title or _title(problem, len(positions))),
         "problem": problem.facts(),
         "measurement": _measurement(scores),
         "method": {
@@ -87,7 +95,55 @@ def tell(
         "trust": trust(checked, is_calibrated=scores.is_calibrated),
         "warnings": list(report.get("warnings") or []),
     }
-    return json.loads(json_text(as_json(story | {"answer": answer(story)}, "the story")))
+    return with_sections(_strict(story | {"answer": answer(story)}), sections)
+
+
+def tell_sections(
+    sections: "Sequence[Told]", *, problems: "Sequence[Problem]" = (), title: str | None = None
+) -> Json:
+    """A story without scores: of one use, or of several.
+
+    Args:
+        sections: what `remove`, `perturb` and the other uses returned; at least one.
+        problems: what they were asked about, named at the end of the page.
+        title: of the page; by default that of the section, or how many there are.
+
+    Returns:
+        Strict JSON: no NaN, no infinity, no types of numpy.
+
+    Raises:
+        BadArgument: no section at all, or one that is none.
+    """
+    told = [_section(section) for section in sections]
+    if not told:
+        raise BadArgument(
+            found="No section was given.",
+            why="A page without scores shows nothing else.",
+            remedy="Give what whence.remove or another use returned.",
+        )
+    return _strict(
+        {
+            **_opening(title or _title_of(told, problems)),
+            "problems": [problem.facts() for problem in problems],
+            "queries": [],
+            "verification": None,
+            "warnings": [],
+            "sections": told,
+        }
+    )
+
+
+def with_sections(story: Mapping[str, Any], sections: "Sequence[Told]") -> Json:
+    """A copy of a story with more sections at its end; one that it has already is not repeated.
+
+    Raises:
+        BadArgument: a section that is none.
+    """
+    told: list[Json] = list(story.get("sections", ()))
+    for section in sections:
+        new = _strict(_section(section))
+        told += [] if new in told else [new]
+    return {**story, "version": VERSION, "sections": told}
 
 
 def histogram(effects: np.ndarray) -> Json:
@@ -199,6 +255,36 @@ def _one(queries: Mapping[str, np.ndarray], position: int) -> tuple[Any, Any]:
     return tuple(parts.values()) if is_tuple else parts, target
 
 
+def _opening(title: str) -> Json:
+    """What every story begins with."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "title": title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "whence": __version__,
+    }
+
+
+def _section(told: object) -> Json:
+    """The plain JSON of a section, however it was given."""
+    if isinstance(told, Mapping):
+        return dict(told)
+    if hasattr(told, "section"):  # what a use returned; its class is not loaded without torch
+        told = cast("Result", told).section()
+    if isinstance(told, Section):
+        return told.to_json()
+    raise BadArgument(
+        found=f"A section is of type {type(told).__name__}.",
+        why="A report shows what the uses of whence return.",
+        remedy="Give the result of whence.remove(...) or of another use, or a Section.",
+    )
+
+
+def _strict(value: Json) -> Json:
+    return json.loads(json_text(as_json(value, "the story")))
+
+
 def _measurement(scores: "Scores") -> Json:
     return {
         "name": scores.measurement.name,
@@ -213,6 +299,14 @@ def _measurement(scores: "Scores") -> Json:
 def _title(problem: "Problem", queries: int) -> str:
     name = problem.facts()["name"]
     return f"{name}: the training data behind {count(queries, 'prediction')}"
+
+
+def _title_of(sections: Sequence[Json], problems: "Sequence[Problem]") -> str:
+    if len(sections) == 1:
+        return sections[0]["title"]
+    names = ", ".join(dict.fromkeys(problem.facts()["name"] for problem in problems))
+    findings = count(len(sections), "finding")
+    return f"{names}: {findings}" if names else findings
 
 
 def _level(verification: Mapping[str, Any], correlation: str) -> str:

@@ -1,0 +1,395 @@
+"""The blocks of a section for readers: charts as SVG, tables as texts.
+
+A block comes as plain JSON, from `to_json` of the classes in `whence.sections`. What is too much
+for a reader is left out and counted; the JSON keeps it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from whence.report.sentences import count, number
+from whence.report.svg import (
+    MOST_COLORS,
+    SHAPES,
+    Spec,
+    draw,
+    legend_of,
+    on_lines,
+    series_colors,
+    thinned,
+)
+
+Json = dict[str, Any]
+
+MOST_ROWS = 200
+"""Rows of a table that are shown."""
+
+MOST_PICTURES = 120
+"""Pictures of a gallery that are shown."""
+
+MOST_BARS = 60
+"""Bars that are drawn."""
+
+MOST_POINTS = 1500
+"""A scatter of more points is thinned evenly: nobody can tell more apart."""
+
+_FEW_POINTS = 25
+"""A curve of at most so many points shows each of them."""
+
+_WIDTH, _HEIGHT = 360, 240
+"""Of the plot of curves."""
+
+_NAMES = ("query", "example", "training example")
+"""Columns whose whole numbers are ids, not amounts: 1437 and not 1,437."""
+
+_DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [12, 4], [4, 4])
+"""Strokes of curves: one with each colour."""
+
+
+# -------------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as texts.
+
+    Args:
+        columns: their names.
+        is_number: of each column, whether all its cells are numbers.
+        rows: as many texts each.
+        left_out: rows that are not shown.
+    """
+
+    columns: list[str]
+    is_number: list[bool]
+    rows: list[list[str]]
+    left_out: int
+
+
+def grid(table: Mapping[str, Any]) -> Grid:
+    """A table as people read it: numbers in words of three digits, the first `MOST_ROWS` rows.
+
+    Args:
+        table: block of a section.
+    """
+    columns, rows = table["columns"], table["rows"]
+    is_id = [name in _NAMES for name in columns]
+    kinds = [
+        not is_id[i] and all(_is_number(row[i]) or row[i] is None for row in rows)
+        for i in range(len(columns))
+    ]
+    texts = [
+        [_text(cell, is_id=named) for cell, named in zip(row, is_id, strict=True)]
+        for row in rows[:MOST_ROWS]
+    ]
+    return Grid(list(columns), kinds, texts, max(0, len(rows) - MOST_ROWS))
+
+
+def left_out(amount: int, noun: str) -> str:
+    """'3 more rows are not shown.', or nothing where all are."""
+    if amount == 0:
+        return ""
+    return f"{count(amount, 'more ' + noun)} {'is' if amount == 1 else 'are'} not shown."
+
+
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
+
+
+def _text(cell: Any, *, is_id: bool) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    is_amount = isinstance(cell, float) or (isinstance(cell, int) and not is_id)
+    return number(cell) if is_amount else str(cell)
+
+
+# ------------------------------------------------------------------------------- scatter
+
+
+def scatter(block: Mapping[str, Any]) -> Markup:
+    """Points in a plane, with the line y = x where both axes have one unit.
+
+    Args:
+        block: of a section.
+    """
+    points = thinned(block["points"], MOST_POINTS)
+    marks = [
+        {"x": p["x"], "y": p["y"], "words": _point_words(p, block)}
+        | ({"group": str(p["group"])} if p.get("group") is not None else {})
+        for p in points
+    ]
+    groups = groups_of(marks)
+    shown = shown_of(len(points), len(block["points"]))
+    named = f" in the groups {', '.join(groups)}" if len(groups) > 1 else ""
+    words = f"Scatter plot of {block['y']} against {block['x']}: {shown}{named}{_span(marks)}."
+    axes = (block["x"], block["y"])
+    return draw(plane(marks, axes, is_identity=bool(block["is_identity"])), words, "scatter")
+
+
+def plane(marks: list[Json], titles: tuple[str, str], *, is_identity: bool) -> Spec:
+    """The specification of a scatter.
+
+    Args:
+        marks: with "x", "y", "words" and possibly "group".
+        titles: of the horizontal and of the vertical axis.
+        is_identity: whether y = x is drawn, and both axes run over one range.
+    """
+    domain = _common_domain(marks) if is_identity else None
+    layers = [_points(marks)]
+    if domain is not None:
+        layers.insert(0, _identity(domain))
+    side = 330
+    axes = {
+        name: _axis(name, on_lines(title, side), domain)
+        for name, title in zip("xy", titles, strict=True)
+    }
+    layers = [layer | {"encoding": axes | layer["encoding"]} for layer in layers]
+    return {"width": side, "height": side, "layer": layers}
+
+
+def groups_of(marks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The groups of some marks, in the order in which they come."""
+    return list(dict.fromkeys(mark["group"] for mark in marks if "group" in mark))
+
+
+def shown_of(drawn: int, total: int) -> str:
+    """'12 points', or '1,000 of 2,000 points' where some are left out."""
+    return count(drawn, "point") if drawn == total else f"{number(drawn)} of {number(total)} points"
+
+
+def _points(marks: list[Json]) -> Spec:
+    encoding: Spec = {"description": {"field": "words"}}
+    mark: Spec = {"type": "point", "filled": True, "size": 46, "opacity": 0.75}
+    groups = groups_of(marks)
+    if 1 < len(groups) <= MOST_COLORS:
+        key = {"field": "group", "type": "nominal", "legend": legend_of(groups)}
+        colors, shapes = series_colors(len(groups)), list(SHAPES[: len(groups)])
+        encoding["color"] = key | {"scale": {"domain": groups, "range": colors}}
+        encoding["shape"] = key | {"scale": {"domain": groups, "range": shapes}}
+    else:
+        mark["color"] = "var(--series-1)"
+    return {"data": {"values": marks}, "mark": mark, "encoding": encoding}
+
+
+def _identity(domain: list[float]) -> Spec:
+    ends = [{"x": end, "y": end} for end in domain]
+    dashes = {"type": "line", "color": "var(--ink-faint)", "strokeDash": [5, 4], "strokeWidth": 1.5}
+    return {"data": {"values": ends}, "mark": dashes, "encoding": {}}
+
+
+def _axis(field: str, title: list[str], domain: list[float] | None = None) -> Spec:
+    scale = {"domain": domain, "nice": False} if domain else {"zero": False}
+    shape = {"title": title, "format": ".6~g"}
+    return {"field": field, "type": "quantitative", "scale": scale, "axis": shape}
+
+
+def _common_domain(marks: list[Json]) -> list[float]:
+    """One range for both axes, so that the line of agreement runs from corner to corner."""
+    values = [mark[name] for mark in marks for name in ("x", "y")]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    margin = 0.05 * (high - low) or 1.0
+    return [low - margin, high + margin]
+
+
+def _point_words(point: Mapping[str, Any], block: Mapping[str, Any]) -> str:
+    named = [str(point[name]) for name in ("words", "group") if point.get(name) is not None]
+    place = f"{block['x']} {number(point['x'])}, {block['y']} {number(point['y'])}"
+    return f"{', '.join(named)}: {place}" if named else place
+
+
+def _span(marks: Sequence[Mapping[str, Any]]) -> str:
+    if not marks:
+        return ""
+    (left, right), (low, high) = (
+        (min(mark[name] for mark in marks), max(mark[name] for mark in marks)) for name in "xy"
+    )
+    return (
+        f", from {number(left)} to {number(right)} across and from {number(low)} to "
+        f"{number(high)} upwards"
+    )
+
+
+# --------------------------------------------------------------------------------- lines
+
+
+def lines(block: Mapping[str, Any]) -> Markup:
+    """Curves over one axis, with bands where their error is known.
+
+    Args:
+        block: of a section.
+    """
+    marks = [mark for name, parts in block["series"].items() for mark in _curve(name, parts, block)]
+    names = list(block["series"])
+    axes = {
+        "x": _axis("x", on_lines(block["x"], _WIDTH)),
+        "y": _axis("y", on_lines(block["y"], _HEIGHT)),
+    }
+    data = {"values": marks}
+    layers: list[Spec] = [
+        layer | {"data": data, "encoding": axes | layer["encoding"]}
+        for layer in _strokes(names, block)
+    ]
+    banded = [mark for mark in marks if "low" in mark]
+    if banded:
+        around = {"x": axes["x"], "y": axes["y"] | {"field": "low"}, "y2": {"field": "high"}}
+        band = {"type": "area", "opacity": 0.18}
+        encoding = around | {"color": layers[0]["encoding"]["color"]}
+        layers.insert(0, {"data": {"values": banded}, "mark": band, "encoding": encoding})
+    spec = {"width": _WIDTH, "height": _HEIGHT, "layer": layers}
+    return draw(spec, _lines_words(block), "lines")
+
+
+def _curve(name: str, parts: Mapping[str, Sequence[Any]], block: Mapping[str, Any]) -> list[Json]:
+    """The points of one curve that are numbers."""
+    errors = parts.get("error") or [None] * len(parts["x"])
+    marks: list[Json] = []
+    for x, y, error in zip(parts["x"], parts["y"], errors, strict=False):
+        if x is None or y is None:
+            continue
+        within = "" if error is None else f" ± {number(error)}"
+        place = f"{name}: {block['y']} {number(y)}{within} at {block['x']} {number(x)}"
+        band = {} if error is None else {"low": y - error, "high": y + error}
+        marks.append({"series": name, "x": x, "y": y, "words": place} | band)
+    return marks
+
+
+def _strokes(names: list[str], block: Mapping[str, Any]) -> list[Spec]:
+    """The curves, told apart by shapes where their points are few, and by dashes where not.
+
+    Points that are not seen are still found by pointer and keyboard.
+    """
+    most = max((len(parts["x"]) for parts in block["series"].values()), default=0)
+    are_seen = most <= _FEW_POINTS
+    symbol = 70 if are_seen else 500
+    color = _key(names, series_colors(len(names)), symbol=symbol)
+    line: Spec = {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"color": color}}
+    words: Spec = {"description": {"field": "words"}}
+    if not are_seen:
+        dashes = [_DASHES[i % len(_DASHES)] for i in range(len(names))]
+        line["encoding"]["strokeDash"] = _key(names, dashes, symbol=symbol)
+        hidden = {"opacity": 0, "size": 30, "color": "var(--ink)"}
+        return [line, {"mark": {"type": "point", "filled": True} | hidden, "encoding": words}]
+    seen = {"type": "point", "filled": True, "opacity": 1, "size": 40}
+    shapes = [SHAPES[i % MOST_COLORS] for i in range(len(names))]
+    shape = _key(names, shapes, symbol=symbol)
+    return [line, {"mark": seen, "encoding": words | {"color": color, "shape": shape}}]
+
+
+def _key(names: list[str], values: Sequence[Any], *, symbol: int = 70) -> Spec:
+    """What tells curves apart: a colour, dash or shape for each name, and one legend for all."""
+    scale = {"domain": names, "range": list(values)}
+    legend = legend_of(names) | {"symbolSize": symbol} if len(names) > 1 else None
+    return {"field": "series", "type": "nominal", "scale": scale, "legend": legend}
+
+
+def _lines_words(block: Mapping[str, Any]) -> str:
+    told: list[str] = []
+    for name, parts in block["series"].items():
+        places = [
+            (x, y)
+            for x, y in zip(parts["x"], parts["y"], strict=False)
+            if x is not None and y is not None
+        ]
+        if places:
+            (start, first), (end, last) = places[0], places[-1]
+            told.append(
+                f"{name} from {number(first)} at {number(start)} to {number(last)} at {number(end)}"
+            )
+    return f"Curves of {block['y']} over {block['x']}: {'; '.join(told) or 'none'}."
+
+
+# ---------------------------------------------------------------------------------- bars
+
+
+def bars(block: Mapping[str, Any]) -> Markup:
+    """A bar for each name, to the right where its number is positive, with the number beside it.
+
+    Args:
+        block: of a section.
+    """
+    values = [(str(name), value) for name, value in block["values"]][:MOST_BARS]
+    marks = [
+        {"row": row, "name": name, "value": value or 0, "text": _bar_text(value)}
+        | {"words": f"{name}: {_bar_text(value)}"}
+        for row, (name, value) in enumerate(values)
+    ]
+    row = {"field": "row", "type": "ordinal", "axis": None, "scale": {"paddingInner": 0.3}}
+    across = _axis("value", on_lines(block["title"], 350)) | {"scale": {"zero": True}}
+    named: Spec = {"type": "text", "limit": 165, "fontSize": 12, "baseline": "middle"}
+    layers: list[Spec] = [
+        {"mark": {"type": "bar", "color": "var(--bar)"}, "encoding": _bar(across)},
+        {
+            "mark": named | {"align": "right", "color": "var(--ink)"},
+            "encoding": {"x": {"value": -8}, "text": {"field": "name"}},
+        },
+        {
+            "mark": named | {"align": "left", "color": "var(--ink-soft)"},
+            "encoding": {"x": {"value": 198}, "text": {"field": "text"}},
+        },
+        {
+            "mark": {"type": "rule", "color": "var(--ink-faint)"},
+            "encoding": {"x": {"datum": 0, "type": "quantitative"}},
+        },
+    ]
+    spec = {
+        "width": 190,
+        "height": {"step": 24},
+        "data": {"values": marks},
+        "encoding": {"y": row},
+        "layer": layers,
+    }
+    return draw(spec, _bars_words(block, len(values)), "bars", least=430)
+
+
+def _bar(across: Spec) -> Spec:
+    return {"x": across, "description": {"field": "words"}}
+
+
+def _bar_text(value: float | None) -> str:
+    return "no number" if value is None else number(value)
+
+
+def _bars_words(block: Mapping[str, Any], drawn: int) -> str:
+    told = ", ".join(f"{name} {_bar_text(value)}" for name, value in block["values"][:drawn])
+    rest = left_out(len(block["values"]) - drawn, "bar")
+    return f"Bars of {block['title']}: {told}. {rest}".strip()
+
+
+CHARTS = {"scatter": scatter, "lines": lines, "bars": bars}
+"""Blocks that are drawn, by kind."""
+
+
+def chart(block: Mapping[str, Any]) -> Markup | None:
+    """The chart of a block; None where there is nothing to draw.
+
+    Args:
+        block: of a section; neither a table nor a gallery.
+    """
+    return CHARTS[block["kind"]](block) if has_content(block) else None
+
+
+def chart_note(block: Mapping[str, Any]) -> str:
+    """What of a block is not drawn; nothing where all is."""
+    if block["kind"] == "bars":
+        return left_out(max(0, len(block["values"]) - MOST_BARS), "bar")
+    if block["kind"] == "scatter":
+        drawn, total = len(thinned(block["points"], MOST_POINTS)), len(block["points"])
+        return "" if drawn == total else f"Drawn: {shown_of(drawn, total)}."
+    return ""
+
+
+def has_content(block: Mapping[str, Any]) -> bool:
+    """Whether a block has anything to show."""
+    if block["kind"] == "lines":
+        return any(
+            x is not None and y is not None
+            for parts in block["series"].values()
+            for x, y in zip(parts["x"], parts["y"], strict=False)
+        )
+    parts = {"table": "rows", "scatter": "points", "bars": "values", "gallery": "pictures"}
+    return bool(block[parts[block["kind"]]])
