@@ -106,7 +106,7 @@ def main() -> None:
         },
         "numbers": found.numbers(),
         "numbers, N fixed": fixed.numbers(),
-        "medians over the first test images": medians(many),
+        "medians over the first test images": many.medians(),
         "harmful seven": describe(found, harmful, train) | {"actual": float(actual[0])},
         "most helpful example": describe(found, helpful, train) | {"actual": float(actual[1])},
         "points": points,
@@ -165,18 +165,6 @@ def describe(found: Components, position: int, train: Images) -> dict[str, Any]:
         "is a seven": bool(train.y[position] == SEVEN),
         "train loss": float(found.losses[position]),
     } | {name: float(getattr(found, name)[0, position]) for name in VARIANTS}
-
-
-def medians(many: Components) -> dict[str, dict[str, float]]:
-    """Each number of each variant, the median over queries."""
-    each = [many.numbers(query) for query in range(len(many.query_ids))]
-    return {
-        variant: {
-            name: stats.median([numbers[variant][name] for numbers in each])
-            for name in each[0][variant]
-        }
-        for variant in VARIANTS
-    }
 
 
 # ----------------------------------------------------------------------------- the results

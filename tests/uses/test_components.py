@@ -144,6 +144,8 @@ def test_numbers_are_those_of_their_definition():
     same = found.is_same_label[2]
     assert numbers["same_label_helps"] == pytest.approx((bare[same] > 0).mean())
     assert numbers["other_label_harms"] == pytest.approx((bare[~same] < 0).mean())
+    each = [found.numbers(query)["full"]["low_loss_share"] for query in range(10)]
+    assert found.medians()["full"]["low_loss_share"] == pytest.approx(np.median(each))
 
 
 def test_an_example_without_residual_stays_at_zero_and_is_counted():

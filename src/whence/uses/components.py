@@ -103,9 +103,20 @@ class Components(Result):
             for name, values in self._values(query).items()
         }
 
+    def medians(self) -> dict[str, dict[str, float]]:
+        """Each of the `numbers`, the median over the queries where it is one."""
+        found = [self.numbers(query) for query in range(len(self.query_ids))]
+        return {
+            variant: {
+                name: stats.median([numbers[variant][name] for numbers in found])
+                for name in found[0][variant]
+            }
+            for variant in VARIANTS
+        }
+
     def section(self) -> Section:
         """A table of the numbers, medians over the queries, and charts for the first query."""
-        numbers = self._medians()
+        numbers = self.medians()
         count = len(self.query_ids)
         return Section(
             kind="components",
@@ -141,16 +152,6 @@ class Components(Result):
         return {
             "same_label_helps": _share(helps[same] > 0),
             "other_label_harms": _share(helps[~same] < 0),
-        }
-
-    def _medians(self) -> dict[str, dict[str, float]]:
-        found = [self.numbers(query) for query in range(len(self.query_ids))]
-        return {
-            variant: {
-                name: stats.median([numbers[variant][name] for numbers in found])
-                for name in found[0][variant]
-            }
-            for variant in VARIANTS
         }
 
     def _charts(self) -> list[Scatter]:
