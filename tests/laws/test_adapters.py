@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
 from torch import nn
 
 import problems
@@ -52,13 +53,24 @@ def sklearn_model(x: np.ndarray, y: np.ndarray) -> LogisticRegression:
     return model.fit(x, y)
 
 
+def sklearn_network(x: np.ndarray, y: np.ndarray) -> MLPClassifier:
+    """Without hidden layers; started again until lbfgs gets no further."""
+    model = MLPClassifier((), alpha=60 * 0.05, solver="lbfgs", tol=1e-12, max_iter=500)
+    model.set_params(warm_start=True, random_state=0)
+    for _ in range(20):
+        model.fit(x, y)
+    return model
+
+
 KINDS = {
     "torch": Kind(
         torch_model, {"loss": "cross_entropy", "weight_decay": 0.05, "regularizer": "weight"}
     ),
     "sklearn": Kind(sklearn_model, {}),
+    "sklearn_mlp": Kind(sklearn_network, {}),
 }
 NAMES = pytest.mark.parametrize("name", KINDS)
+pytestmark = pytest.mark.filterwarnings("ignore:lbfgs failed")  # to go below its rounding
 
 
 def arrays() -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +91,7 @@ def centred(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_every_kind_is_compared_here():
-    optional = {"huggingface"}  # its models are no linear models
+    optional = {"huggingface", "sklearn_kernel"}  # none of their models is multinomial logistic
     assert set(adapters.names()) - optional == set(KINDS)
 
 
@@ -175,5 +187,5 @@ def test_data_and_model_that_do_not_belong_together_are_refused(name):
 
 @pytest.mark.parametrize("model", [object(), "model", None, lambda x: x, np.zeros(3)])
 def test_other_kinds_of_models_are_refused_with_a_list_of_those_that_are_known(model):
-    with pytest.raises(Unsupported, match="sklearn, torch"):
+    with pytest.raises(Unsupported, match="sklearn, sklearn_kernel, sklearn_mlp, torch"):
         make_problem(model, arrays(), loss="cross_entropy")

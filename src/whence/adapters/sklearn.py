@@ -13,17 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from whence.adapters.base import Adapter, Options, make_weights
-from whence.core.batches import Data
 from whence.core.estimators import (
     DOUBLE,
-    TOLD,
     Opened,
     Translation,
     family_of,
     open_estimator,
+    told,
 )
 from whence.core.linear import LinearObjective, ScaledLinear, linear_layer, smooth_loss
-from whence.core.losses import Loss, is_kinked, make_loss
 from whence.core.problem import Problem
 from whence.core.refitting import (
     solve_huber,
@@ -50,11 +48,13 @@ class SklearnAdapter(Adapter):
         opened.refuse_unknown()
         opened.check_fitted("coef_")
         objective = TRANSLATORS[opened.kind](opened)
-        options.refuse(opened.kind, **TOLD)
+        options.refuse(opened.kind, **told(objective.loss))
         read = options.reader(opened.preparation(objective.task))
         examples = read(data, ids=options.ids)
         weights = opened.weights(examples, make_weights(examples, options, DOUBLE))
-        loss, notes = _choose_loss(opened, objective, options, examples)
+        _, targets = examples.take(torch.arange(len(examples)))
+        codes = cast("Tensor", targets).numpy()
+        loss, notes = smooth_loss(objective.loss, options.loss, kind=opened.kind, targets=codes)
         translation = Translation(
             model=_layer(opened.estimator),
             loss=loss,
@@ -209,18 +209,6 @@ _LIBLINEAR_NOTE = (
     "liblinear regularises the intercept (divided by intercept_scaling) like the coefficients, and "
     "so does this problem."
 )
-
-
-def _choose_loss(
-    opened: Opened, objective: LinearObjective, options: Options, examples: Data
-) -> tuple[Loss, tuple[str, ...]]:
-    """The loss of the estimator; for one with kinks the user may choose how smooth."""
-    if not is_kinked(objective.loss):
-        options.refuse(opened.kind, loss=f"it minimised {objective.loss}")
-        return make_loss(objective.loss), ()
-    _, targets = examples.take(torch.arange(len(examples)))
-    values = cast("Tensor", targets).numpy()
-    return smooth_loss(objective.loss, options.loss, kind=opened.kind, targets=values)
 
 
 def _layer(estimator: Any) -> nn.Module:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.core.batches import Data
-from whence.core.losses import Loss, Task
+from whence.core.losses import Loss, Task, is_kinked
 from whence.core.prepared import Preparation, column_names
 from whence.core.problem import Problem, call_plainly
 from whence.core.regularizers import Regularizer
@@ -54,16 +54,6 @@ REMEDIES = {
     "same mean.",
 }
 """What to do instead, for estimators that hold others or resemble one that is understood."""
-
-TOLD = {
-    "weight_decay": "the strength it was fitted with",
-    "regularizer": "the penalty it was fitted with",
-    "class_weight": "its own class_weight",
-    "parameters": "its coefficients and its intercept",
-    "forward": "its decision function, after the steps of its pipeline",
-    "target": "y is the second part of (X, y)",
-}
-"""Options of `make_problem` that every estimator answers by itself, and how."""
 
 DOUBLE = torch.zeros(0, dtype=torch.float64)
 """Everything about an estimator is float64 on the CPU, whatever the precision of its fit."""
@@ -281,6 +271,23 @@ def open_estimator(model: Any) -> Opened:
     if type(model).__name__ != "Pipeline":
         return Opened(model)
     return Opened(model.steps[-1][1], model[:-1] if len(model.steps) > 1 else None)
+
+
+def told(loss: str) -> dict[str, str]:
+    """Options of `make_problem` that an estimator answers by itself, and how.
+
+    Args:
+        loss: what it minimised; where that has kinks, the user may choose how they are rounded.
+    """
+    answers = {
+        "weight_decay": "the strength it was fitted with",
+        "regularizer": "the penalty it was fitted with",
+        "class_weight": "its own class_weight",
+        "parameters": "its coefficients and its intercept",
+        "forward": "its decision function, after the steps of its pipeline",
+        "target": "y is the second part of (X, y)",
+    }
+    return answers if is_kinked(loss) else answers | {"loss": f"it minimised {loss}"}
 
 
 def family_of(model: object) -> str | None:

@@ -77,14 +77,15 @@ def linear_layer(weight: np.ndarray, bias: np.ndarray | None) -> nn.Linear:
 
 
 def smooth_loss(
-    kinked: str, asked: str | LossFunction | Loss | None, *, kind: str, targets: np.ndarray
+    fitted: str, asked: str | LossFunction | Loss | None, *, kind: str, targets: np.ndarray
 ) -> tuple[Loss, tuple[str, ...]]:
-    """The loss through which a model fitted with a kinked one is differentiated.
+    """The loss through which a model is differentiated: its own, or a smooth form of a kinked one.
 
     Args:
-        kinked: the loss it was fitted with, "hinge" or "epsilon_insensitive:WIDTH".
-        asked: what the user wants; None for the temperature `TEMPERATURE`, times the standard
-            deviation of the targets where the loss has their unit.
+        fitted: name of the loss that was minimised.
+        asked: what the user wants in place of a kinked one; None for the temperature
+            `TEMPERATURE`, times the standard deviation of the targets where the loss has their
+            unit.
         kind: of the estimator, for messages.
         targets: (N,).
 
@@ -94,10 +95,12 @@ def smooth_loss(
     Raises:
         BadArgument: neither the kinked loss itself nor its smooth form.
     """
-    spread = 1.0 if kinked == "hinge" else float(targets.std()) or 1.0
-    default = f"smooth_{kinked}:{TEMPERATURE * spread:.3g}"
+    if not is_kinked(fitted):
+        return make_loss(fitted), ()
+    spread = 1.0 if fitted == "hinge" else float(targets.std()) or 1.0
+    default = f"smooth_{fitted}:{TEMPERATURE * spread:.3g}"
     loss = make_loss(asked or default)
-    own = make_loss(kinked).name
+    own = make_loss(fitted).name
     if loss.name != own and not loss.name.startswith(f"smooth_{own}:"):
         raise BadArgument(
             found=f"loss={loss.name!r} was given for a {kind} that minimised {own}.",

@@ -228,12 +228,15 @@ def solve_kernel_svc(examples: Weighted, strength: float) -> Coefficients:
     """
     from sklearn.svm import SVC
 
-    present = np.unique(examples.targets[examples.weights > 0])
+    kept = np.flatnonzero(examples.weights > 0)  # others would shift the places of support_
+    targets = examples.targets[kept]
+    present = np.unique(targets)
     if len(present) < 2:
         return np.zeros(examples.features.shape[1]), float(present.sum())
     model = SVC(C=1 / strength, kernel="precomputed", tol=1e-12, cache_size=1000)
-    model.fit(examples.table.products, examples.targets, sample_weight=examples.weights)
-    return model.dual_coef_[0] @ examples.features[model.support_], model.intercept_
+    products = examples.table.products[np.ix_(kept, kept)]
+    model.fit(products, targets, sample_weight=examples.weights[kept])
+    return model.dual_coef_[0] @ examples.features[kept[model.support_]], model.intercept_
 
 
 def solve_huber(
