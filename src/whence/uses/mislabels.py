@@ -50,7 +50,7 @@ RANKINGS = ("left_out_loss", "self_influence", "loss", "margin", "confidence", "
 """Every `by`, besides "auto"."""
 
 BEST = ("left_out_loss", "self_influence")
-"""What "auto" stands for, the first that exists: the best ranking in `experiments/mislabels`."""
+"""What "auto" stands for, the first that exists; measured in `experiments/mislabels`."""
 
 _WORDS = {
     "self_influence": "self-influence",
@@ -467,8 +467,9 @@ def _resolve(
         return by, "asked for"
     if fitted is None:
         return "loss", obstacle
-    best = next(name for name in BEST if name in made)
-    return best, "the best on the data sets where it was measured"
+    if BEST[0] in made:
+        return BEST[0], "the best on the data sets where it was measured"
+    return BEST[1], "the left-out loss needs probabilities and effects with a scale"
 
 
 def _suspicions(
