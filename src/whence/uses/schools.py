@@ -168,7 +168,7 @@ class Schools(Result):
     def section(self) -> Section:
         """Heat maps or bars, the most activating training examples, and how well each fits."""
         caption = (
-            "The training examples on which the answer is strongest, with their labels and their "
+            "The training examples on which the answer is strongest; the number is their "
             f"{self.activations.name}."
         )
         blocks: list[Block] = [Gallery(self.examples, caption)]
@@ -447,9 +447,9 @@ def _strength(problem: Problem, measured: Measured) -> tuple[str, Callable[[Tens
 
 def _examples(problem: Problem, activations: Activations) -> tuple[tuple[Display, str], ...]:
     order = np.argsort(-activations.values, kind="stable")[:SHOWN].tolist()
+    names, values = problem.data.ids.tolist(), activations.values.tolist()
     words = [
-        f"{problem.data.ids[i]}: {problem.label_of(i) or 'no label'}, "
-        f"{_number(float(activations.values[i]))}"
+        f"example {names[i]}, label {problem.label_of(i) or 'none'}: {_number(values[i])}"
         for i in order
     ]
     return tuple((problem.show(i), said) for i, said in zip(order, words, strict=True))
@@ -569,7 +569,8 @@ def _checks(asked: Asked, regions: Regions) -> Table:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+    words = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return words.replace("-", "\N{MINUS SIGN}")
 
 
 def _percent(share: float) -> str:
