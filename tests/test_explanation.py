@@ -5,13 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import problems
 from whence import explanation
+from whence.adapters import make_problem
+from whence.core.problem import Problem
 from whence.curvature.cg import CG
+from whence.curvature.dual import Dual
 from whence.curvature.exact import Exact
 from whence.errors import Stale, UnknownName
-from whence.explanation import choose, exact_cost, explain, fit
+from whence.explanation import choose, dual_cost, exact_cost, explain, fit
 from whence.methods.influence import Influence
 
 
@@ -41,6 +45,79 @@ def test_a_bent_model_costs_products_and_a_linear_one_matrix_multiplications():
     assert exact_cost(linear).bytes == 4 * 8 * 15**2 + 3 * 8 * 60 * 3 * 15
     assert exact_cost(linear).operations == 10 * 15**3 + 60 * 3 * 15**2
     assert exact_cost(bent).operations == 10 * 21**3 + 6 * 40 * 21**2
+
+
+# ------------------------------------------------------------------ few examples
+
+
+def wide(model: nn.Module, examples: int = 12, **options: object) -> Problem:
+    """A model on 300 features at its random start."""
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((examples, 300)), random.integers(0, 2, examples)
+    options = {"loss": "cross_entropy", "weight_decay": 0.01} | options
+    return make_problem(model.double().eval(), (x, y), **options)
+
+
+def hidden() -> nn.Module:
+    return nn.Sequential(nn.Linear(300, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def test_a_linear_model_with_few_examples_is_inverted_through_them_without_damping():
+    problem = wide(nn.Linear(300, 2))
+    choice = choose(problem)
+    assert choice.method == Influence(Dual())
+    assert "the 24 outputs of N = 12 examples are fewer than the P = 602" in choice.reason
+    scores = explain(problem, problem.data.take(torch.arange(3)))
+    exact = explain(problem, problem.data.take(torch.arange(3)), method="exact")
+    assert scores.report["damping"] == 0
+    assert scores.report["matrix"] == exact.report["matrix"] == "hessian"
+    assert np.abs(scores.values - exact.values).max() < 1e-9 * np.abs(exact.values).max()
+
+
+def test_a_network_with_few_examples_is_inverted_through_them_where_exact_costs_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    problem = wide(hidden())
+    assert choose(problem).method == Influence(Exact())
+    monkeypatch.setattr(explanation, "EXACT_OPERATIONS", exact_cost(problem).operations / 2)
+    choice = choose(problem)
+    assert choice.method == Influence(Dual())
+    assert "costs too much" in choice.reason
+    assert "damped Gauss-Newton matrix" in choice.reason
+    scores = explain(problem, problem.data.take(torch.arange(3)))
+    assert scores.report["damping"] > 0
+    assert scores.report["matrix"] == "ggn"
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        lambda: wide(nn.Linear(300, 2), regularizer="weight"),
+        lambda: wide(nn.Linear(300, 2), weight_decay=0.0),
+        lambda: wide(nn.Linear(300, 2), regularizer=lambda named: named["bias"].sum() ** 2),
+        lambda: wide(nn.Linear(300, 2), regularizer=lambda named: -(named["bias"] ** 2).sum()),
+        lambda: wide(nn.Linear(300, 2), loss=lambda outputs, y: outputs[:, 0] * y),
+        lambda: wide(nn.Linear(300, 2), examples=400),
+    ],
+    ids=["free intercept", "no decay", "coupled", "concave", "own loss", "many examples"],
+)
+def test_what_the_dual_form_cannot_do_is_not_chosen(problem):
+    assert dual_cost(problem()) is None
+    assert choose(problem()).method == Influence(Exact())
+
+
+def test_the_dual_form_is_not_chosen_for_a_small_gain():
+    """Outputs almost as many as parameters: the exact curvature, and all that it tells."""
+    problem = wide(nn.Linear(300, 2), examples=295)
+    assert dual_cost(problem).operations < exact_cost(problem).operations
+    assert choose(problem).method == Influence(Exact())
+
+
+def test_the_dual_form_costs_a_matrix_of_outputs_and_their_leverage():
+    problem = wide(nn.Linear(300, 2))
+    cost = dual_cost(problem)
+    assert cost.bytes == 8 * 24 * 602 + 16 * 24**2 + 3 * 8 * 24 * 602
+    assert cost.operations == 24**2 * 602 + 24**3 / 3 + 24 * (2 * 24 * 602 + 24**2)
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,13 @@ from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.curvature import Curvature, make_curvature
 from whence.curvature.cg import CG
+from whence.curvature.dual import Dual, dual_bytes
 from whence.curvature.exact import Exact
 from whence.curvature.identity import Identity
 from whence.curvature.lissa import LiSSA
 from whence.explanation import choose
 from whence.methods import Influence, Method, make_method
 from whence.methods.base import MeasurementLike
-from whence.methods.influence import newton_operations
 from whence.tables import html_table, plain_table
 
 CG_STEPS = 30
@@ -230,6 +230,7 @@ def _takes(
 ) -> _Takes:
     estimates: dict[type, Callable[[Problem, Any, int], _Takes]] = {
         Exact: _exact,
+        Dual: _dual,
         CG: _cg,
         LiSSA: _lissa,
         Identity: _identity,
@@ -240,9 +241,9 @@ def _takes(
     solve = estimate(problem, curvature, queries)
     stream = _stream(problem, queries)
     table = 2 * 8 * queries * len(problem)  # while it is filled, and as the scores keep it
-    held = _dense_bytes(problem) // 4 if isinstance(curvature, Exact) else 0
-    if is_newton:
-        stream += _newton_seconds(problem)
+    held = _held_bytes(problem, curvature)
+    if is_newton and curvature is not None:
+        stream += _jacobian_seconds(problem) + curvature.leverage_operations(problem) / _rate()
         held += _jacobian_bytes(problem)
     passing = max(held, _working_bytes(problem, queries))
     return _Takes(
@@ -259,7 +260,8 @@ def _exact(problem: Problem, recipe: Exact, queries: int) -> _Takes:
     working = _working_bytes(problem, 2 * min(p, 256))
     if recipe.matrix == "ggn" or hessian_is_ggn(problem):
         working = _jacobian_bytes(problem)
-        build = _newton_seconds(problem)
+        operations = float(len(problem)) * problem.output_size * p**2
+        build = _jacobian_seconds(problem) + operations / _rate()
     else:
         build = _product_seconds(problem, "hessian", p)
         if recipe.matrix == "auto":  # a Hessian that is not positive gives way to Gauss-Newton
@@ -268,6 +270,19 @@ def _exact(problem: Problem, recipe: Exact, queries: int) -> _Takes:
     trial = _square(size)
     decompose = _seconds(lambda: torch.linalg.eigh(trial + trial.T)) * (p / size) ** 3
     return _Takes(_dense_bytes(problem) + working, build + decompose, 0.0)
+
+
+def _dual(problem: Problem, recipe: Dual, queries: int) -> _Takes:
+    """M^2 P for the M x M matrix of all outputs, M^3 / 3 for its factor, six rows a query."""
+    del recipe
+    outputs = float(len(problem) * problem.output_size)
+    build = outputs**2 * problem.size + outputs**3 / 3
+    solve = queries * (6 * outputs * problem.size + 2 * outputs**2)
+    return _Takes(
+        bytes=int(dual_bytes(problem)) + 8 * 8 * queries * problem.size,
+        fit_seconds=_jacobian_seconds(problem) + build / _rate(),
+        scores_seconds=solve / _rate() + _product_seconds(problem, "ggn", queries),
+    )
 
 
 def _cg(problem: Problem, recipe: CG, queries: int) -> _Takes:
@@ -315,6 +330,16 @@ def _dense_bytes(problem: Problem) -> int:
     return 4 * 8 * problem.size**2
 
 
+def _held_bytes(problem: Problem, curvature: Curvature | None) -> int:
+    """What a fitted curvature keeps while the training data streams by."""
+    if isinstance(curvature, Exact):
+        return _dense_bytes(problem) // 4
+    if isinstance(curvature, Dual):
+        outputs = len(problem) * problem.output_size
+        return 8 * outputs * (problem.size + outputs)
+    return 0
+
+
 def _jacobian_bytes(problem: Problem) -> int:
     numbers = len(problem) * problem.output_size * problem.size
     return min(_JACOBIAN_BYTES, 3 * 8 * numbers)
@@ -342,12 +367,10 @@ def _stream(problem: Problem, queries: int) -> float:
     return once * len(problem) / len(batch) * queries / len(vectors)
 
 
-def _newton_seconds(problem: Problem) -> float:
-    """Jacobians of all examples, and N C P^2 multiplications."""
+def _jacobian_seconds(problem: Problem) -> float:
+    """The Jacobians of all examples."""
     batch = problem.batch(torch.arange(min(8, len(problem))))
-    one = _seconds(lambda: jacobians(problem, batch)) / len(batch)
-    operations = newton_operations(problem)
-    return one * len(problem) + operations / _rate()
+    return _seconds(lambda: jacobians(problem, batch)) / len(batch) * len(problem)
 
 
 def _product_seconds(problem: Problem, matrix: MatrixName, vectors: int) -> float:

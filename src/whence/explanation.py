@@ -6,6 +6,7 @@ from whence.calculus.products import hessian_is_ggn
 from whence.core.problem import Problem
 from whence.core.scores import Scores
 from whence.curvature.cg import CG
+from whence.curvature.dual import Dual, decay_diagonal, dual_bytes
 from whence.curvature.exact import Exact
 from whence.errors import Stale
 from whence.methods import Fitted, Influence, Method, make_method
@@ -93,6 +94,11 @@ def _same_problem(problem: Problem, fitted: Fitted) -> Fitted:
     )
 
 
+FAR_CHEAPER = 4
+"""The dual form is taken before the exact curvature where it is so many times cheaper: `Exact`
+tells more, such as the eigenvalues."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """A method and the reason for it, in words."""
@@ -105,19 +111,43 @@ def choose(problem: Problem) -> Choice:
     """The method that `method="auto"` stands for.
 
     Exact curvature is the most faithful and, for a few thousand parameters, also the cheapest.
-    Where P, N and the number of outputs make it too large, conjugate gradients solve for the
-    queries alone: on the Hessian where it equals the Gauss-Newton matrix (linear models), else on
-    the Gauss-Newton matrix.
+    With fewer outputs of training examples than parameters the same inverse is found through the
+    examples: where the Hessian equals the Gauss-Newton matrix (linear models) and that is far
+    cheaper, else where the exact curvature is too large; a network is then explained with its
+    damped Gauss-Newton matrix. Where both are too large, conjugate gradients solve for the queries
+    alone, on the same matrix as the dual form.
     """
-    cost = exact_cost(problem)
+    exact, dual = exact_cost(problem), dual_cost(problem)
+    if dual is not None and not _is_affordable(dual):
+        dual = None
+    if dual is not None and dual.operations * FAR_CHEAPER <= exact.operations:
+        reason = f"{_few_outputs(problem, dual)}, and the Hessian is inverted through them"
+        if hessian_is_ggn(problem):
+            return Choice(Influence(Dual()), reason)
     price = (
-        f"P = {problem.size:,}, N = {len(problem):,}: about {cost.bytes / 2**20:,.1f} MB and "
-        f"{cost.operations:.1g} multiplications"
+        f"P = {problem.size:,}, N = {len(problem):,}: about {exact.bytes / 2**20:,.1f} MB and "
+        f"{exact.operations:.1g} multiplications"
     )
-    if cost.bytes <= EXACT_BYTES and cost.operations <= EXACT_OPERATIONS:
+    if _is_affordable(exact):
         return Choice(Influence(Exact()), f"exact curvature is affordable ({price})")
-    reason = f"exact curvature costs too much ({price}); conjugate gradients solve for the queries"
-    return Choice(Influence(CG()), reason)
+    reason = f"exact curvature costs too much ({price}); "
+    if dual is not None:
+        matrix = "Hessian" if hessian_is_ggn(problem) else "damped Gauss-Newton matrix"
+        reason += f"{_few_outputs(problem, dual)}, and the {matrix} is inverted through them"
+        return Choice(Influence(Dual()), reason)
+    return Choice(Influence(CG()), reason + "conjugate gradients solve for the queries")
+
+
+def _is_affordable(cost: "Cost") -> bool:
+    return cost.bytes <= EXACT_BYTES and cost.operations <= EXACT_OPERATIONS
+
+
+def _few_outputs(problem: Problem, cost: "Cost") -> str:
+    return (
+        f"the {len(problem) * problem.output_size:,} outputs of N = {len(problem):,} examples are "
+        f"fewer than the P = {problem.size:,} parameters (about {cost.bytes / 2**20:,.1f} MB and "
+        f"{cost.operations:.1g} multiplications)"
+    )
 
 
 @dataclass(frozen=True)
@@ -138,3 +168,21 @@ def exact_cost(problem: Problem) -> Cost:
     build = n * p * p * (c if hessian_is_ggn(problem) else 6)
     jacobians = min(8 * n * c * p, 2**26)
     return Cost(bytes=4 * 8 * p * p + 3 * jacobians, operations=10 * p**3 + build)
+
+
+def dual_cost(problem: Problem) -> Cost | None:
+    """What `Dual` takes, with the leverage of every example; None where it has no answer.
+
+    It needs fewer outputs than parameters, a regulariser with a diagonal Hessian that, for a
+    linear model, leaves no parameter without decay, and a loss that is known to be convex.
+    """
+    outputs = float(len(problem) * problem.output_size)
+    if outputs >= problem.size or problem.loss.task == "unknown":
+        return None
+    decay = decay_diagonal(problem)
+    if decay is None or float(decay.min()) < 0:
+        return None
+    if float(decay.min()) == 0 and hessian_is_ggn(problem):
+        return None
+    build = outputs**2 * problem.size + outputs**3 / 3
+    return Cost(dual_bytes(problem), build + Dual().leverage_operations(problem))

@@ -98,6 +98,10 @@ class Curvature(ABC):
     offers_changes: ClassVar[bool] = False
     """Whether the fitted curvature answers `IHVP.solve_changed`."""
 
+    def leverage_operations(self, problem: Problem) -> float:
+        """Multiplications that the leverage of every training example takes: N C P^2."""
+        return float(len(problem)) * problem.output_size * problem.size**2
+
     @abstractmethod
     def fit(self, problem: Problem, *, data_scale: float = 1.0) -> IHVP:
         """Pays the cost that does not depend on the queries.

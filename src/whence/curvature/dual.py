@@ -92,6 +92,11 @@ class Dual(Curvature):
         }
         return DualIHVP(matrix, rows, root, _factor(rows), damping, report)
 
+    def leverage_operations(self, problem: Problem) -> float:
+        """Every output meets the M rows twice and their factor once: N C (2 M P + M^2)."""
+        outputs = float(len(problem) * problem.output_size)
+        return outputs * (2 * outputs * problem.size + outputs**2)
+
     def _check(self, problem: Problem) -> None:
         if self.damping != "auto" and not self.damping >= 0:
             raise BadArgument(

@@ -39,7 +39,8 @@ from whence.methods.base import (
 )
 
 NEWTON_OPERATIONS = 3e12
-"""`removal="auto"` stays with first order above N C P^2 of this size, a minute on two cores."""
+"""`removal="auto"` stays with first order where the leverage of all examples takes more than so
+many multiplications (`Curvature.leverage_operations`), a minute on two cores."""
 
 FAR_FROM_OPTIMUM = 1.0
 """A gradient norm above this many pulls of one example is warned about."""
@@ -68,7 +69,7 @@ class Influence(Method):
     Args:
         curvature: the matrix that is inverted, by name or as a recipe.
         removal: "first_order" or "newton"; "auto" takes newton where the curvature offers
-            leverage and N C P^2 is affordable.
+            leverage that is affordable for all examples (N C P^2 for the exact curvature).
         change: "linear" multiplies the moved parameters with the measurement's gradient;
             "finite" evaluates the measurement at the moved outputs f_q + J_q dtheta, which is
             exact in the measurement where the outputs are linear in the parameters.
@@ -152,7 +153,7 @@ class Influence(Method):
                 why="The Newton form needs the leverage of each example.",
                 remedy='Use curvature="exact", or removal="first_order".',
             )
-        is_affordable = newton_operations(problem) <= NEWTON_OPERATIONS
+        is_affordable = curvature.leverage_operations(problem) <= NEWTON_OPERATIONS
         return not obstacle and (is_affordable or self.removal == "newton")
 
 
@@ -406,11 +407,6 @@ class FittedInfluence(Fitted):
         """Examples a batch; for the Newton form so few that their Jacobians stay near 64 MB."""
         size = self.problem.batch_size(stack)
         return min(size, jacobian_batch(self.problem)) if self.is_newton else size
-
-
-def newton_operations(problem: Problem) -> float:
-    """N C P^2: multiplications that the leverage of every example takes."""
-    return float(len(problem)) * problem.output_size * problem.size**2
 
 
 def _evaluate(problem: Problem, measured: Measurement, asked: Queries, moved: Tensor) -> Tensor:
