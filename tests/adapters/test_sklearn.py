@@ -12,6 +12,7 @@ import torch
 from scipy.special import expit, log_softmax, logsumexp
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_diabetes
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -34,6 +35,7 @@ from sklearn.svm import SVR, LinearSVC, LinearSVR, NuSVC, NuSVR
 from whence.adapters import make_problem
 from whence.core.problem import Problem
 from whence.errors import BadArgument, BadData, NonFinite, NotFitted, TooLarge, Unsupported
+from whence.methods.influence import Influence
 
 Array = np.ndarray
 
@@ -425,6 +427,34 @@ def test_a_hinge_is_refitted_as_a_hinge():
     expected = np.append(model.coef_, model.intercept_)
     np.testing.assert_allclose(again.parameters[0], expected, atol=1e-6)
     assert "gradient_norm" not in again.report
+
+
+@pytest.mark.parametrize(
+    ("estimator", "least"),
+    [
+        (HuberRegressor(alpha=1.0, max_iter=10_000), 0.99),
+        (LinearSVR(loss=SQUARED, epsilon=0.1, dual=False, **exact), 0.999),
+        (LinearSVR(epsilon=0.1, C=0.01, tol=1e-12, max_iter=1_000_000), 0.6),
+    ],
+    ids=["huber", "squared insensitive", "insensitive"],
+)
+def test_effects_predict_fits_without_an_example_on_real_data(estimator: Any, least: float):
+    """Against scikit-learn's own fits on the others.
+
+    Measured: 0.9998 where HuberRegressor ends, 0.9999 for the squared loss; 0.77 for the one with
+    kinks, whose optimum jumps from one to the next.
+    """
+    x, y = load_diabetes(return_X_y=True)
+    x, y = 20 * x, (y - y.mean()) / y.std()
+    test, train = np.arange(0, 442, 25), np.flatnonzero(np.arange(442) % 25)
+    model = clone(estimator).fit(x[train], y[train])
+    problem = make_problem(model, (x[train], y[train]))
+    scores = Influence("exact").fit(problem).scores((x[test], y[test]))
+    gone = np.arange(0, len(train), 6)
+    before = model.predict(x[test])
+    fits = [clone(estimator).fit(np.delete(x[train], i, 0), np.delete(y[train], i)) for i in gone]
+    actual = np.stack([fit.predict(x[test]) - before for fit in fits], 1)
+    assert np.corrcoef(scores.values[:, gone].ravel(), actual.ravel())[0, 1] > least
 
 
 def test_class_weights_stay_those_of_all_data_when_examples_go():

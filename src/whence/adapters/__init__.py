@@ -51,8 +51,9 @@ def make_problem(
         data: training data: `(inputs, targets)` as tensors, arrays or frames, several inputs
             before the targets, a dict, a `Dataset` or a `DataLoader`.
         loss: "cross_entropy", "binary_cross_entropy", "mse", "hinge", "squared_hinge",
-            "smooth_hinge:TEMPERATURE", or a callable `(outputs, targets) -> (B,)`, one value per
-            example. scikit-learn models bring their own.
+            "smooth_hinge:TEMPERATURE", "epsilon_insensitive:WIDTH" (also squared_ or smooth_), or a
+            callable `(outputs, targets) -> (B,)`, one value per example. scikit-learn models bring
+            their own; for one with kinks, the smooth form chooses how these are rounded.
         weight_decay: l of (l/2)|theta|^2 beside the *mean* loss, over all chosen parameters,
             biases included, as `torch.optim.SGD` does.
         regularizer: name pattern(s) of the parameters that are decayed, or a callable of the

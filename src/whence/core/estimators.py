@@ -47,6 +47,7 @@ REMEDIES = {
     "OneVsRestClassifier": "Pass one of its estimators_, with labels for that class against the "
     "rest.",
     "OneVsOneClassifier": "Pass one of its estimators_, with the examples of its two classes.",
+    "TransformedTargetRegressor": "Pass its regressor_, with the targets transformed.",
     "NuSVC": "Use SVC, whose C plays the part of nu.",
     "SVR": "Use KernelRidge with the same kernel, or LinearSVR.",
     "NuSVR": "Use KernelRidge with the same kernel, or LinearSVR.",

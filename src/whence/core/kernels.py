@@ -7,7 +7,9 @@ With the eigenvalues L and eigenvectors U of the kernel matrix K of the training
 for training examples, and a dual solution a is the weight vector w = L^1/2 U^T a: w . phi(x) is
 sum_i a_i k(x_i, x), and |w|^2 is a^T K a. Weights, labels and removals of training examples act on
 the linear model as they act on the kernel model; what a *new* input has beyond the span of X is
-lost, which no decision function of the training data can see.
+lost, which no decision function of the training data can see. Which eigenvectors are found differs,
+within what rounding leaves open, with the number of threads: features made in one process are not
+those of another with more threads, and have another fingerprint.
 
 Source: Koh & Liang 2017 (arXiv:1703.04730), figure 4, with eigenvectors in place of a Cholesky
 factor, which a kernel matrix of deficient rank does not have.
