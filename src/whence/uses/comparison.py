@@ -84,7 +84,7 @@ class Comparison(Result):
         Returns:
             For "a", "b" and "both" the numbers; NaN where there are no labels or no effects.
         """
-        helps = [_helps(scores)[query] for scores in (self.scores_a, self.scores_b)]
+        helps = [_helps(scores, query) for scores in (self.scores_a, self.scores_b)]
         tops = [self._top(values) for values in helps]
         shared = len(np.intersect1d(tops[0], tops[1])) / self.k
         return {
@@ -319,7 +319,7 @@ def _pictures(
     """The strongest proponents of the first query under each model."""
     shown: list[tuple[Display, str]] = []
     for name, one in zip(names, scores, strict=True):
-        helps = _helps(one)[0]
+        helps = _helps(one, 0)
         for place in np.argsort(-helps, kind="stable")[:_PICTURES]:
             if helps[place] > 0:
                 words = (
@@ -330,9 +330,10 @@ def _pictures(
     return tuple(shown)
 
 
-def _helps(scores: Scores) -> np.ndarray:
-    """(Q, N) how much each example helps: the sign of effects where lower is better, else minus."""
-    return -scores.values if scores.measurement.higher_is_better else scores.values
+def _helps(scores: Scores, query: int) -> np.ndarray:
+    """(N,) how much each example helps: the effect where lower is better, else minus it."""
+    row = scores.values[query]
+    return -row if scores.measurement.higher_is_better else row
 
 
 def _ratio(part: float, whole: float) -> float:
