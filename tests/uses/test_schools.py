@@ -267,7 +267,8 @@ def test_a_linear_model_of_scikit_learn_is_explained_in_its_columns():
     expected = model.coef_ * (x[1] - x.mean(0)).numpy()
     assert_allclose(found.regions.attribution.values, expected, rtol=SINGLE)
     assert found.asked.label is None
-    assert found.asked.unit == "units of the target"
+    told = f"The prediction is {in_words(found.asked.value)} units of the target. That is"
+    assert found.section().sentence.startswith(told)
 
 
 @needs_captum
@@ -280,6 +281,7 @@ def test_a_pipeline_is_explained_on_the_features_of_its_last_step_and_says_so():
     assert_allclose(found.regions.attribution.values, model[1].coef_[0] * scaled, rtol=SINGLE)
     assert found.regions.is_prepared
     assert "as they are prepared for the model" in found.section().blocks[0].caption
+    assert "features that fixed steps make" in found.section().warnings[0]
 
 
 @needs_captum

@@ -106,24 +106,28 @@ class Regions:
     def warnings(self) -> tuple[str, ...]:
         """What a reader should know before believing the numbers."""
         made, local = self.attribution, self.local_model
-        missed = (
-            f"Integrated gradients miss {_number(made.residual)} of what they have to add up to, "
-            f"after {made.steps} steps: the model jumps between the baseline and the query."
-        )
-        none = (
-            f"No local model was fitted: of the parts none, or more than {MOST_FEATURES}, differ "
-            f"from {self.baseline}."
-        )
+        found: list[str] = []
+        if self.is_prepared:
+            found.append(
+                "What is explained are the features that fixed steps make of the raw example; each "
+                "means what its step says, which may be nothing by itself."
+            )
+        if not made.is_complete:
+            found.append(
+                f"Integrated gradients miss {_number(made.residual)} of what they have to add up "
+                f"to, after {made.steps} steps: the model jumps between the baseline and the query."
+            )
         if local is None:
-            fits = none
+            found.append(
+                f"No local model was fitted: of the parts none, or more than {MOST_FEATURES}, "
+                f"differ from {self.baseline}."
+            )
         elif not local.is_faithful:
-            fits = (
+            found.append(
                 f"The local model explains {_percent(local.r_squared)} of what happens nearby: "
                 "its coefficients say little."
             )
-        else:
-            fits = ""
-        return tuple(text for text in ("" if made.is_complete else missed, fits) if text)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class Asked:
     Args:
         query: id of the query.
         display: how it looks.
-        answer: what the model says of it; empty where its outputs have no known meaning.
+        answer: the class that the model says; empty where its outputs are no classes.
         label: of the query; None where it has none.
         measurement: what was measured, for example "margin of 9".
         unit: of the measurement.
@@ -461,10 +465,11 @@ def _examples(problem: Problem, activations: Activations) -> tuple[tuple[Display
 def _in_words(measured: Measured, value: float) -> Asked:
     problem, asked = measured.problem, measured.asked
     example = tree_map(lambda leaf: leaf[0].cpu(), asked.inputs)
+    is_class = problem.loss.task in ("classes", "binary", "signed")
     return Asked(
         query=asked.ids[0].item(),
         display=_show(problem, asked),
-        answer=problem.prediction_of(example)["label"] or "",
+        answer=problem.prediction_of(example)["label"] if is_class else "",
         label=problem.label_name(asked.targets[0].cpu()) if asked.are_labelled else None,
         measurement=_of_class(measured.measurement, problem, asked.targets),
         unit=measured.measurement.unit,
@@ -486,8 +491,9 @@ def _of_class(measurement: Measurement, problem: Problem, targets: Tensor) -> st
 def _sentence(found: Schools) -> str:
     asked, regions = found.asked, found.regions
     label = f"; the label is {asked.label}" if asked.label not in (None, asked.answer) else ""
-    says = f"The model says {asked.answer}{label}: the" if asked.answer else "The"
-    parts = [f"{says} {asked.measurement} is {_number(asked.value)} {asked.unit}."]
+    measured = f"{asked.measurement} is {_number(asked.value)} {asked.unit}"
+    says = f"The model says {asked.answer}{label}: the {measured}."
+    parts = [says if asked.answer else f"The {measured}{label}."]
     if regions is not None:
         difference = regions.attribution.difference
         more = "more" if difference >= 0 else "less"
