@@ -16,11 +16,13 @@ from whence.version import __version__
 
 if TYPE_CHECKING:
     from whence.adapters import make_problem
+    from whence.core.measurements import Contrast, contrast
     from whence.core.problem import Problem
     from whence.core.scores import Effect, Measurement, Scores
     from whence.core.training import CallableTraining, Training
     from whence.costs import Preflight, preflight
     from whence.curvature.cg import CG
+    from whence.curvature.dual import Dual
     from whence.curvature.exact import Exact
     from whence.curvature.identity import Identity
     from whence.curvature.lissa import LiSSA
@@ -28,6 +30,16 @@ if TYPE_CHECKING:
     from whence.explanation import explain, fit
     from whence.methods.influence import Influence
     from whence.report import write_report
+    from whence.sections import Section
+    from whence.uses.comparison import Comparison, compare
+    from whence.uses.components import Components, components
+    from whence.uses.flipping import Flip, smallest_flip
+    from whence.uses.mislabels import Mislabels, find_mislabels
+    from whence.uses.mismatch import Mismatch, find_mismatch
+    from whence.uses.perturbation import Perturbation, perturb
+    from whence.uses.poisoning import Attack, Poisoning, poison
+    from whence.uses.schools import Schools, other_schools
+    from whence.uses.whatif import Outcome, relabel, remove, replace, upweight
     from whence.verification import Verification, verify
 
 _HOMES = {
@@ -51,28 +63,80 @@ _HOMES = {
     "LiSSA": "whence.curvature.lissa",
     "Identity": "whence.curvature.identity",
     "WhenceError": "whence.errors",
+    "Contrast": "whence.core.measurements",
+    "contrast": "whence.core.measurements",
+    "Dual": "whence.curvature.dual",
+    "Section": "whence.sections",
+    "components": "whence.uses.components",
+    "Components": "whence.uses.components",
+    "compare": "whence.uses.comparison",
+    "Comparison": "whence.uses.comparison",
+    "smallest_flip": "whence.uses.flipping",
+    "Flip": "whence.uses.flipping",
+    "find_mislabels": "whence.uses.mislabels",
+    "Mislabels": "whence.uses.mislabels",
+    "find_mismatch": "whence.uses.mismatch",
+    "Mismatch": "whence.uses.mismatch",
+    "perturb": "whence.uses.perturbation",
+    "Perturbation": "whence.uses.perturbation",
+    "Attack": "whence.uses.poisoning",
+    "poison": "whence.uses.poisoning",
+    "Poisoning": "whence.uses.poisoning",
+    "other_schools": "whence.uses.schools",
+    "Schools": "whence.uses.schools",
+    "Outcome": "whence.uses.whatif",
+    "relabel": "whence.uses.whatif",
+    "remove": "whence.uses.whatif",
+    "replace": "whence.uses.whatif",
+    "upweight": "whence.uses.whatif",
 }
 
 __all__ = [
     "CG",
+    "Attack",
     "CallableTraining",
+    "Comparison",
+    "Components",
+    "Contrast",
+    "Dual",
     "Effect",
     "Exact",
+    "Flip",
     "Identity",
     "Influence",
     "LiSSA",
     "Measurement",
+    "Mislabels",
+    "Mismatch",
+    "Outcome",
+    "Perturbation",
+    "Poisoning",
     "Preflight",
     "Problem",
+    "Schools",
     "Scores",
+    "Section",
     "Training",
     "Verification",
     "WhenceError",
     "__version__",
+    "compare",
+    "components",
+    "contrast",
     "explain",
+    "find_mislabels",
+    "find_mismatch",
     "fit",
     "make_problem",
+    "other_schools",
+    "perturb",
+    "poison",
     "preflight",
+    "relabel",
+    "remove",
+    "replace",
+    "smallest_flip",
+    "upweight",
     "verify",
     "write_report",
 ]
