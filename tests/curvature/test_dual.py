@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, cg
 from scipy.special import expit
 from torch import Tensor, nn
@@ -118,6 +119,29 @@ def test_a_wide_network_is_solved_at_its_stated_damping():
     solved = ihvp.solve(v).vectors
     back = CurvatureMatrix(problem, "ggn")(solved) + ihvp.report["damping"] * solved
     assert float((back - v).norm() / v.norm()) < 1e-12
+
+
+def counts(share: float) -> Problem:
+    """Counts of 200 words in 40 texts, a share of them not zero."""
+    random = np.random.default_rng(3)
+    x = random.poisson(2, (40, 200)) * (random.random((40, 200)) < share)
+    model = nn.Linear(200, 1, bias=False).double()
+    model.weight.data[:] = torch.from_numpy(random.standard_normal(200) / 10)
+    data = (x.astype(float), random.integers(0, 2, 40))
+    return make_problem(model, data, loss="binary_cross_entropy", weight_decay=1e-3)
+
+
+@pytest.mark.parametrize(("share", "kind"), [(0.03, csr_array), (0.3, Tensor)])
+def test_counts_of_words_are_kept_sparse_and_give_the_same_numbers(share, kind):
+    problem = counts(share)
+    ihvp, dense = Dual().fit(problem), Exact().fit(problem)
+    v, jac = vectors(problem), first_jacobians(problem)
+    assert isinstance(ihvp.rows.stored, kind)
+    assert_allclose(ihvp.solve(v).vectors, dense.solve(v).vectors, rtol=1e-9, atol=1e-9)
+    assert_allclose(ihvp.leverage(jac), dense.leverage(jac), rtol=1e-9)
+    changed = ihvp.solve_changed(v, data_factor=1.2, change=torch.zeros_like).vectors
+    expected = dense.solve_changed(v, data_factor=1.2, change=torch.zeros_like).vectors
+    assert_allclose(changed, expected, rtol=1e-6, atol=1e-6)
 
 
 # ------------------------------------------------------------------ weak decay

