@@ -24,7 +24,7 @@ def changes(problem: Problem) -> dict[str, Change]:
     return {
         "removal": removal(np.arange(0, 20, 4)),
         "twice": reweighting(np.array([2, 9]), 2.0),
-        "replacement": replacement(problem, np.array([4, 7]), old[[0, 1]], None),
+        "replacement": replacement(problem, np.array([4, 7]), old[[0, 1]]),
     }
 
 

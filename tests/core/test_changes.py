@@ -31,7 +31,7 @@ def test_removals_and_weights_leave_the_contents_alone():
 def test_only_replaced_examples_have_new_contents():
     problem = problems.logistic().problem
     old, labels = problem.data.take(torch.arange(len(problem)))
-    change = replacement(problem, np.array([4, 2]), old[[0, 1]] + 1, 1 - labels[[4, 2]])
+    change = replacement(problem, np.array([4, 2]), old[[0, 1]] + 1, targets=1 - labels[[4, 2]])
     new, relabelled = change.contents(problem).data.take(torch.arange(len(problem)))
     same = [i for i in range(len(problem)) if i not in (2, 4)]
     assert torch.equal(new[same], old[same])
@@ -44,7 +44,7 @@ def test_only_replaced_examples_have_new_contents():
 def test_changed_data_are_the_same_in_any_batch(rows: list[int]):
     problem = problems.logistic().problem
     old, _ = problem.data.take(torch.arange(len(problem)))
-    change = replacement(problem, np.array([4, 2]), old[[0, 1]], None)
+    change = replacement(problem, np.array([4, 2]), old[[0, 1]])
     data = change.contents(problem).data
     whole, _ = data.take(torch.arange(len(problem)))
     assert torch.equal(data.take(torch.tensor(rows))[0], whole[rows])
@@ -53,7 +53,7 @@ def test_changed_data_are_the_same_in_any_batch(rows: list[int]):
 def test_examples_of_several_inputs_are_replaced_together():
     problem = problems.tokens().problem
     new, labels = problem.data.take(torch.tensor([7]))
-    data = replacement(problem, np.array([3]), new, labels).contents(problem).data
+    data = replacement(problem, np.array([3]), new, targets=labels).contents(problem).data
     inputs, targets = data.take(torch.tensor([2, 3]))
     assert torch.equal(inputs["tokens"][1], new["tokens"][0])
     assert torch.equal(inputs["mask"][1], new["mask"][0])
@@ -63,7 +63,7 @@ def test_examples_of_several_inputs_are_replaced_together():
 def test_a_change_of_contents_is_seen_in_the_fingerprint():
     problem = problems.logistic().problem
     old, _ = problem.data.take(torch.arange(1))
-    change = replacement(problem, np.array([0]), old + 1, None)
+    change = replacement(problem, np.array([0]), old + 1)
     assert change.contents(problem).fingerprint()["data"] != problem.fingerprint()["data"]
 
 
@@ -72,7 +72,7 @@ def test_what_leaves_and_what_comes_add_up_to_the_change_of_the_objective():
     problem = problems.class_weighted().problem
     old, labels = problem.data.take(torch.arange(len(problem)))
     rows = np.array([1, 3, 8])
-    given = replacement(problem, rows, old[[0, 5, 6]], 1 - labels[rows])
+    given = replacement(problem, rows, old[[0, 5, 6]], targets=1 - labels[rows])
     change = Change(given.positions, torch.tensor([0.0, 2.0, 0.5]), given.inputs, given.targets)
     theta = problem.parameters + 0.1
     total = sum(
@@ -96,4 +96,4 @@ def test_what_leaves_and_what_comes_add_up_to_the_change_of_the_objective():
 )
 def test_contents_that_do_not_fit_are_refused(inputs, targets, error):
     with pytest.raises(error):
-        replacement(problems.logistic().problem, np.array([0]), inputs, targets)
+        replacement(problems.logistic().problem, np.array([0]), inputs, targets=targets)

@@ -124,7 +124,7 @@ def at_optimum(problem: Problem) -> Problem:
 def measured_after_training(problem: Problem, asked: Any, position: int, raw: Any) -> np.ndarray:
     """(Q,) measurements after training again with other raw contents of one example."""
     rows = np.array([position])
-    changed = replacement(problem, rows, problem.data.prepare(raw), None).contents(problem)
+    changed = replacement(problem, rows, problem.data.prepare(raw)).contents(problem)
     optimum = NewtonTraining(tolerance=1e-12).retrain(changed, torch.ones(1, len(problem)))
     queries = problem.queries(asked)
     return measure(problem.at(optimum.parameters[0]), problem.measurement(), queries).numpy()

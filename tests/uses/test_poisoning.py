@@ -141,7 +141,7 @@ def test_the_reported_state_is_the_optimum_of_the_poisoned_data() -> None:
     asked = problem.queries(queries)
     for q, outcome in enumerate(found.outcomes):
         features = problem.data.prepare(torch.from_numpy(outcome.poisoned))
-        changed = replacement(problem, np.array(outcome.examples), features, None)
+        changed = replacement(problem, np.array(outcome.examples), features)
         optimum = at_optimum(changed.contents(problem))
         after = measure(optimum, problem.measurement(), asked)[q]
         assert outcome.after[0] == pytest.approx(float(after), rel=1e-5)

@@ -137,7 +137,11 @@ def reweighting(positions: np.ndarray, factor: float) -> Change:
 
 
 def replacement(
-    problem: Problem, positions: np.ndarray, inputs: Tree | None, targets: Tensor | None
+    problem: Problem,
+    positions: np.ndarray,
+    inputs: Tree | None = None,
+    *,
+    targets: Tensor | None = None,
 ) -> Change:
     """These examples become others.
 

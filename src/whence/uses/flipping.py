@@ -205,7 +205,7 @@ class Flip(Result):
         if self.pictures:
             blocks.append(Gallery(self.pictures, "The query, and the strongest of the set."))
         title = f"What it takes to flip query {self.query}"
-        return Section("flip", title, self.sentence, blocks)
+        return Section("smallest_flip", title, self.sentence, blocks)
 
     def to_json(self) -> dict[str, Any]:
         """The set and every attempt."""

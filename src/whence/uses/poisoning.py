@@ -58,12 +58,16 @@ _HALVINGS = 4
 _NEGLIGIBLE = 1e-2
 """An attack ends where a step does this small a part of what its best step did."""
 
-_RESIDUAL = 1e-4
+_RESIDUAL = 1e-3
 """Of the solve, relative: only the signs of the derivatives decide about a step."""
 
-_LEFT = 1e-7
+_LEFT = 1e-6
 """Gradient that a retraining leaves, as a share of one example's pull: a step of 0.02 grey levels
 changes about a thousandth of that pull."""
+
+_RENEWED, _RENEWED_PARAMETERS = 5, 1024
+"""Accepted steps after which the inverse Hessian is made anew, and up to which P: the changed
+examples, of large leverage, leave that of the clean data behind."""
 
 _SHOWN = 4
 """Attacks that get pictures."""
@@ -378,11 +382,11 @@ class _Aim:
 
 @dataclass(frozen=True, eq=False)
 class _Trainer:
-    """Trains again from where the model was, with the inverse Hessian of the clean optimum.
+    """Trains again from where the model was, with an inverse Hessian from nearby.
 
     Args:
-        clean: the problem at its optimum.
-        precondition: the inverse Hessian there.
+        clean: the clean problem at its optimum.
+        precondition: the inverse Hessian there, or at a later state of the attack.
         goal: gradient at which a training ends.
         kind: the cheaper matrix of those that equal the Hessian.
     """
@@ -403,6 +407,10 @@ class _Trainer:
             max_steps=_MOST_STEPS,
         )
         return problem.at(found.parameters[0])
+
+    def renewed(self, problem: Problem) -> "_Trainer":
+        """The same with the inverse Hessian of this state."""
+        return replace(self, precondition=hessian_preconditioner(problem))
 
     def solve(self, problem: Problem, vectors: Tensor) -> Tensor:
         """(K, P) H^-1 v with the Hessian at the present data and parameters."""
@@ -444,6 +452,7 @@ class _Point:
     """A state of the attack: what the examples have become, and the model trained on that.
 
     Args:
+        trainer: knows an inverse Hessian from nearby.
         problem: with the poisoned contents, at its optimum.
         change: from the clean contents.
         raw: (M, *raw shape) poisoned raw inputs.
@@ -451,6 +460,7 @@ class _Point:
         answers: of the model on the queries.
     """
 
+    trainer: _Trainer
     problem: Problem
     change: Change
     raw: Tree
@@ -525,6 +535,8 @@ class _Walk:
             if not _agree(now.answers, start.answers).any():
                 ending = "every prediction flipped"
                 break
+            if now.problem.size <= _RENEWED_PARAMETERS and len(actual) % _RENEWED == 0:
+                now = replace(now, trainer=now.trainer.renewed(now.problem))
             if abs(actual[-1]) < _NEGLIGIBLE * max(map(abs, actual)):
                 ending = "almost every number is at the edge of the box"
                 break
@@ -554,8 +566,8 @@ class _Walk:
             positions = self._choose(self.trainer.solve(clean, aim.slope(clean)))
         raw = _numbers(self.data.raw(torch.from_numpy(positions)))
         self._check_inside(raw, positions)
-        change = replacement(clean, positions, self.data.prepare(raw), None)
-        return _Point(clean, change, raw, *aim.look(clean))
+        change = replacement(clean, positions, self.data.prepare(raw))
+        return _Point(self.trainer, clean, change, raw, *aim.look(clean))
 
     def _choose(self, psi: Tensor) -> np.ndarray:
         """(M,) positions of the examples with the largest sum of |derivatives|, largest first."""
@@ -575,7 +587,7 @@ class _Walk:
 
     def _slope(self, aim: _Aim, now: _Point) -> Tree:
         """(M, *raw shape) derivative of the mean measurement, with the Hessian as it is now."""
-        psi = self.trainer.solve(now.problem, aim.slope(now.problem))
+        psi = now.trainer.solve(now.problem, aim.slope(now.problem))
         effects = input_effects(now.problem, psi, now.problem.batch(now.change.positions))
         return tree_map(lambda leaf: leaf[0], self.data.pull_back(now.raw, effects))
 
@@ -601,8 +613,8 @@ class _Walk:
         inputs = self.data.prepare(raw)
         change = replace(now.change, inputs=inputs)
         contents = change.contents(self.trainer.clean).at(now.problem.parameters)
-        problem = self.trainer.train(contents)
-        return _Point(problem, change, raw, *aim.look(problem))
+        problem = now.trainer.train(contents)
+        return _Point(now.trainer, problem, change, raw, *aim.look(problem))
 
     def _check_inside(self, raw: Tree, positions: np.ndarray) -> None:
         low, high = self.attack.bounds

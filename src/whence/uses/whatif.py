@@ -137,7 +137,7 @@ def relabel(
     position = position_of(problem, example)
     old = problem.label_of(position)
     targets = problem.code_of(label)[None]
-    change = replacement(problem, np.array([position]), None, targets)
+    change = replacement(problem, np.array([position]), targets=targets)
     new = problem.label_name(targets[0])
     words = f"with training example {example} labelled {new} instead of {old}"
     asked = Asked("relabel", words, change, problem)
@@ -178,7 +178,7 @@ def replace(
     position = position_of(problem, example)
     new = _read_one(problem, with_)
     inputs, targets = new.take(torch.arange(1))
-    change = replacement(problem, np.array([position]), inputs, targets)
+    change = replacement(problem, np.array([position]), inputs, targets=targets)
     words = f"with another example in the place of training example {example}"
     asked = Asked("replace", words, change, problem, new)
     return asked.answer(queries, measurement, method, retrain=retrain)
