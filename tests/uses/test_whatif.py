@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -247,6 +248,24 @@ def test_names_of_labels_and_raw_rows_serve_where_the_model_was_fitted_on_them()
     assert label in one.sentence
     with pytest.raises(UnknownName, match="eggs"):
         relabel(problem, x[:4], example=3, label="eggs")
+
+
+def test_kernel_features_hold_relabelled_examples_and_refuse_new_ones():
+    """Explicit features span the training examples alone; removals and labels stay in that span."""
+    random = np.random.default_rng(1)
+    x = random.standard_normal((40, 2))
+    y = np.sin(2 * x[:, 0]) + 0.1 * random.standard_normal(40)
+    problem = make_problem(KernelRidge(kernel="rbf", gamma=1.0, alpha=0.5).fit(x, y), (x, y))
+    queries = random.standard_normal((5, 2))
+    changed = y.copy()
+    changed[7] += 1
+    again = KernelRidge(kernel="rbf", gamma=1.0, alpha=0.5).fit(x, changed)
+    before = KernelRidge(kernel="rbf", gamma=1.0, alpha=0.5).fit(x, y)
+    expected = again.predict(queries) - before.predict(queries)
+    outcome = relabel(problem, queries, example=7, label=changed[7])
+    assert_allclose(outcome.predicted, expected, rtol=1e-6, atol=1e-10)
+    with pytest.raises(Unsupported, match="other inputs"):
+        replace(problem, queries, example=7, with_=(x[7] + 1, y[7]))
 
 
 # ------------------------------------------------------------------ what a reader gets

@@ -75,6 +75,11 @@ class Data(ABC):
         """Whether the inputs were made from raw examples of another form."""
         return False
 
+    @property
+    def input_refusal(self) -> str | None:
+        """Why no example can get other inputs, as the end of "..., because"; None if it can."""
+        return None
+
     def raw(self, positions: Tensor) -> Tree:
         """The inputs of these examples as the user gave them: (B, *raw shape), or B rows."""
         return self.take(positions)[0]

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from whence.core.batches import Batch, Data, Tree
 from whence.core.problem import Problem
-from whence.errors import BadArgument, BadData
+from whence.errors import BadArgument, BadData, Unsupported
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +89,11 @@ class ChangedData(Data):
         self._places = np.full(len(data), -1)
         self._places[change.positions.numpy()] = np.arange(len(change))
 
+    @property
+    def input_refusal(self) -> str | None:
+        """What the data said before the change."""
+        return self.data.input_refusal
+
     def take(self, positions: Tensor) -> tuple[Tree, Tensor | None]:
         """Examples at these positions after the change."""
         inputs, targets = self.data.take(positions)
@@ -153,10 +158,12 @@ def replacement(
 
     Raises:
         BadData: shapes or labels that do not fit the training data.
+        Unsupported: new inputs where the features are made of the training data themselves.
     """
     places = torch.as_tensor(positions)
     old_inputs, old_targets = problem.data.take(places)
     if inputs is not None:
+        _refuse_fixed_inputs(problem.data)
         _check_alike(old_inputs, inputs)
     if targets is not None and old_targets is not None:
         _check_alike(old_targets, targets)
@@ -167,6 +174,15 @@ def replacement(
         names = problem.data.ids[positions].tolist()
         problem.loss.check_targets(cast("Tensor", batch.targets), outputs, names=names)
     return change
+
+
+def _refuse_fixed_inputs(data: Data) -> None:
+    if data.input_refusal is not None:
+        raise Unsupported(
+            found=f"No training example can get other inputs, because {data.input_refusal}.",
+            why="The new example would be seen through features that cannot hold it.",
+            remedy="Remove it, or give it another label; or fit a model on the raw columns.",
+        )
 
 
 def _check_alike(old: Tree, new: Tree) -> None:

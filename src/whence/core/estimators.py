@@ -145,13 +145,25 @@ class Opened:
             classes = self.estimator.classes_.tolist()
             pairs = {"binary": (0.0, 1.0), "signed": (-1.0, 1.0)}
             codes = dict(zip(classes, pairs.get(task, range(len(classes))), strict=True))
-        names = getattr(self.estimator, "feature_names_in_", None)
         return Preparation(
             width=int(self.estimator.n_features_in_),
             transform=None if self.steps is None else partial(_transform, self.steps),
             codes=codes,
-            columns=None if names is None else tuple(map(str, names)),
+            columns=self.columns,
         )
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the features that the estimator takes, where it or its steps know them."""
+        names = getattr(self.estimator, "feature_names_in_", None)
+        if names is None and self.steps is not None:
+            try:
+                names = self.steps.get_feature_names_out()
+            except (AttributeError, ValueError):  # a step that makes features without names
+                return None
+        if names is None or len(names) != self.estimator.n_features_in_:
+            return None
+        return tuple(map(str, names))
 
     def weights(self, examples: Data, given: Tensor) -> Tensor:
         """(N,) base weights: those that were given times the class weights of the fit.

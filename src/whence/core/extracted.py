@@ -154,6 +154,11 @@ class ExtractedData(Data):
         """Raw examples and features differ."""
         return True
 
+    @property
+    def input_refusal(self) -> str | None:
+        """What the features say."""
+        return self.features.input_refusal
+
     def take(self, positions: Tensor) -> tuple[Tree, Tensor | None]:
         """Features and targets of the examples at these positions."""
         return self.features.take(positions)

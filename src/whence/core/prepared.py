@@ -46,6 +46,11 @@ class PreparedData(Data):
         """Raw examples and features differ."""
         return True
 
+    @property
+    def input_refusal(self) -> str | None:
+        """What the preparation says."""
+        return self.preparation.pull_back_refusal
+
     def take(self, positions: Tensor) -> tuple[Tree, Tensor | None]:
         """Features and codes of the examples at these positions."""
         return self.prepared.take(positions)
@@ -71,7 +76,7 @@ class PreparedData(Data):
                 found=f"A derivative with respect to the raw examples has no meaning, because "
                 f"{reason}.",
                 why="To move a training example is to move what the user gave, not its features.",
-                remedy="Compare whole replacements (replace), or use a model on the raw columns.",
+                remedy="Remove or relabel it (remove, relabel), or use a model on the raw columns.",
             )
         rows, wanted = numeric_table(raw), slopes.detach().double().cpu().numpy()
         if not np.isfinite(rows).all():
