@@ -131,6 +131,16 @@ def test_groups_by_ids_by_label_and_by_column_are_one():
     assert results[0].feature_names == ("child", "days")
 
 
+def test_groups_without_the_strongest_example_do_not_lead():
+    case = problems.logistic()
+    strongest = find_mismatch(case.problem, case.queries, groups={"x": [0]}).strongest[0].id
+    rest = np.delete(np.arange(len(case.problem)), strongest)
+    found = find_mismatch(case.problem, case.queries, groups={"rest": rest, "few": rest[:3]})
+    assert found.groups[0].name == "rest"
+    assert found.groups[0].lead < 1
+    assert "none holds the strongest example" in found.section().sentence
+
+
 def test_a_group_that_holds_everything_leads_nobody_and_stands_last():
     case = problems.logistic()
     groups = {"all": np.arange(len(case.problem)), "one": [3]}

@@ -150,13 +150,16 @@ class Mismatch(Result):
 
     def _sentence(self) -> str:
         first = self.groups[0]
+        members = f"{first.name!r} ({_counted(first.size, 'example')})"
+        role = f"{members} leads"
+        if first.lead < 1:
+            role = f"none holds the strongest example, and {members} comes nearest"
         name = self.scores.measurement.name
         times = f", {first.lead:.3g} times the strongest outside" if np.isfinite(first.lead) else ""
         return (
-            f"Of {_counted(len(self.groups), 'group')}, {first.name!r} "
-            f"({_counted(first.size, 'example')}) leads: without its example {first.largest_id} "
-            f"the {name} changes by {first.largest:+.3g} {self.scores.unit}{times}; its effects "
-            f"add up to {first.sum:+.3g}."
+            f"Of {_counted(len(self.groups), 'group')}, {role}: without its example "
+            f"{first.largest_id} the {name} changes by {first.largest:+.3g} {self.scores.unit}"
+            f"{times}; its effects add up to {first.sum:+.3g}."
         )
 
     def _table(self) -> Table:
