@@ -106,3 +106,54 @@ def test_each_example_at_or_above_leverage_one_gets_first_order():
     first = removal.first_order(batch)
     assert_allclose(found[:, is_above], first[:, is_above], rtol=1e-12)
     assert not torch.allclose(found[:, ~is_above], first[:, ~is_above], rtol=1e-3)
+
+
+# ------------------------------------------------------------------ seen by the example itself
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("is_newton", [False, True], ids=["first order", "newton"])
+@pytest.mark.parametrize("name", FULL_RANK)
+def test_what_an_example_sees_is_the_removal_along_its_own_jacobian(name, is_newton, renormalize):
+    case = CONVEX[name]()
+    case = case.renormalized() if renormalize else case
+    v, matrix, mean = ingredients(case, newton=is_newton)
+    batch, kernel = everything(case), kernels(case, matrix)
+    moved, _ = removal_of(case, v, matrix, mean).own(batch, kernel, is_newton=is_newton)
+    own = case.oracle.outputs
+    jac = jacobians(case.problem, batch).numpy()
+    in_order = np.empty_like(jac)
+    in_order[:, :, case.oracle.order] = jac  # rows in the oracle's order of parameters
+    removal = removal_of(case, in_order.reshape(-1, jac.shape[2]), matrix, mean)
+    along = removal.newton(batch, kernel)[0] if is_newton else removal.first_order(batch)
+    expected = along.reshape(len(batch), own, len(batch)).diagonal(dim1=0, dim2=2).T  # (B, C)
+    assert_allclose(moved, expected, rtol=1e-8, atol=1e-12)
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("name", FULL_RANK)
+def test_what_stays_open_is_the_jacobian_in_the_inverse_without_the_example(name, renormalize):
+    case = CONVEX[name]()
+    case = case.renormalized() if renormalize else case
+    v, matrix, mean = ingredients(case, newton=True)
+    removal = removal_of(case, v, matrix, mean)
+    _, spread = removal.own(everything(case), kernels(case, matrix), is_newton=True)
+    oracle, theta = case.oracle, case.oracle.optimum()
+    for i in (0, 7, len(oracle) - 1):
+        alone = np.zeros(len(oracle))
+        alone[i] = oracle.base[i] / removal.divisor
+        jac = np.kron(np.eye(oracle.outputs), oracle.x[i])
+        inverse = np.linalg.inv(matrix - oracle.data_hessian(theta, alone))
+        assert_allclose(spread[i], jac @ inverse @ jac.T / removal.divisor, rtol=1e-8)
+
+
+def test_where_the_step_does_not_exist_the_example_sees_first_order():
+    """A leverage of one leaves nothing that would hold the output: no step, and no more open."""
+    case = CONVEX["logistic"]()
+    v, matrix, mean = ingredients(case, newton=True)
+    removal, batch = removal_of(case, v, matrix, mean), everything(case)
+    whole = 60 / (case.oracle.loss.bend(case.oracle.predict(case.oracle.optimum()), None))
+    moved, spread = removal.own(batch, torch.from_numpy(whole), is_newton=True)
+    first, open_still = removal.own(batch, torch.from_numpy(whole), is_newton=False)
+    assert_allclose(moved, first, rtol=1e-12)
+    assert_allclose(spread, open_still, rtol=1e-12)
