@@ -375,6 +375,14 @@ class _Aim:
         """(R,) whether the answers are the targets."""
         return _agree(answers, self.queries.targets)
 
+    def is_beyond(self, values: np.ndarray, reach: float) -> bool:
+        """Whether a margin is so large that steps which bring `reach` in all cannot flip its query.
+
+        The margin of a class is below zero where another one is predicted.
+        """
+        is_single_margin = self.measurement.name == "margin" and len(values) == 1
+        return is_single_margin and float(values[0]) > reach
+
     def slope(self, problem: Problem) -> Tensor:
         """(1, P) gradient of the mean measurement."""
         return measurement_gradients(problem, self.measurement, self.queries)[1].mean(0)[None]
@@ -537,8 +545,13 @@ class _Walk:
                 break
             if now.problem.size <= _RENEWED_PARAMETERS and len(actual) % _RENEWED == 0:
                 now = replace(now, trainer=now.trainer.renewed(now.problem))
-            if abs(actual[-1]) < _NEGLIGIBLE * max(map(abs, actual)):
+            gain, best = abs(actual[-1]), max(map(abs, actual))
+            if gain < _NEGLIGIBLE * best:
                 ending = "almost every number is at the edge of the box"
+                break
+            left = self.attack.iterations - tried
+            if gain < best / 2 and aim.is_beyond(now.values, gain * left):
+                ending = "out of reach: steps bring less and less, and too few are left"
                 break
         return _Run(start, now, predicted, actual, tried, ending)
 
