@@ -82,6 +82,23 @@ def test_the_collate_function_of_a_loader_is_kept():
     assert targets.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_the_model_takes_is_what_the_user_gave(form):
+    data = make_data(FORMS[form])
+    rows = torch.tensor([4, 0])
+    assert not data.is_prepared
+    assert data.raw(rows).tolist() == data.prepare(data.raw(rows)).tolist() == X[rows].tolist()
+    slopes = torch.randn(3, 2, 2)
+    assert torch.equal(data.pull_back(data.raw(rows), slopes), slopes)
+    assert data.example(3).tolist() == X[3].tolist()
+
+
+def test_one_raw_example_of_several_inputs_keeps_their_names():
+    assert {k: v.tolist() for k, v in make_data(Items()).example(2).items()} == {"x": X[2].tolist()}
+    first, second = make_data((X, 2 * X, Y)).example(2)
+    assert (first.tolist(), second.tolist()) == (X[2].tolist(), (2 * X[2]).tolist())
+
+
 @pytest.mark.parametrize("source", [{"x": X, "label": Y}, Items(), DataLoader(Items())])
 def test_a_dict_keeps_its_inputs_and_gives_up_its_target(source):
     inputs, targets = make_data(source).take(torch.tensor([1, 2]))
