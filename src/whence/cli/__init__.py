@@ -5,14 +5,16 @@ Nothing heavy is imported before a command needs it, so that `whence --help` ans
 
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import click
 
+from whence.cli import audits, whatif
 from whence.cli.answers import Answer, AnswerCommand, Guide, quiet_option
+from whence.cli.values import given, without_pictures
 from whence.version import __version__
 
 _path = click.Path(path_type=Path)
@@ -61,8 +63,8 @@ def demo(out: Path, examples: int | None) -> Answer:
     from whence import demo as tour
     from whence.cli import tables
 
-    story = tour.run(out, **_given(examples=examples))
-    return _explained(story, tables.overview(story), out)
+    story = tour.run(out, **given(examples=examples))
+    return _explained(story, tables.overview, out)
 
 
 @main.command(
@@ -114,13 +116,13 @@ def explain(
 
     trained = load_problem(problem)
     asked = load_queries(queries)
-    scores = whence.explain(trained, asked, **_given(measurement=measurement, method=method))
+    scores = whence.explain(trained, asked, **given(measurement=measurement, method=method))
     checked = None if examples is None else whence.verify(trained, scores, examples=examples)
     scores = scores if checked is None else checked.scores
-    story = tell(trained, scores, verification=checked, **_given(top=top))
+    story = tell(trained, scores, verification=checked, **given(top=top))
     if out is not None:
         save_run(out, scores, story, problem=absolute(problem))
-    return _explained(story, tables.explanation(story), out)
+    return _explained(story, tables.explanation, out)
 
 
 @main.command(cls=AnswerCommand, examples=("whence verify runs/why --examples 50",))
@@ -143,18 +145,19 @@ def verify(run: Path, problem: str | None, examples: int | None, seed: int | Non
     from whence.cli import tables
     from whence.cli.references import absolute, load_problem
     from whence.cli.runs import SCORES, STORY, open_run, problem_of, save_run
-    from whence.report import tell
+    from whence.report import tell, with_sections
 
     opened = open_run(run)
     old = opened.read_json(STORY)
     scores = whence.Scores.load(opened.path(SCORES))
     reference = absolute(problem) if problem else problem_of(opened)
     trained = load_problem(reference)
-    checked = whence.verify(trained, scores, **_given(examples=examples, seed=seed))
+    checked = whence.verify(trained, scores, **given(examples=examples, seed=seed))
     top = max(len(query[side]) for query in old["queries"] for side in ("proponents", "opponents"))
     story = tell(trained, checked.scores, verification=checked, top=max(top, 1), title=old["title"])
+    story = with_sections(story, old.get("sections", ()))
     save_run(run, checked.scores, story, problem=reference)
-    return _explained(story, tables.verification(story), run)
+    return _explained(story, tables.verification, run)
 
 
 @main.command(cls=AnswerCommand, examples=("whence report runs/why --out why.html",))
@@ -168,15 +171,16 @@ def verify(run: Path, problem: str | None, examples: int | None, seed: int | Non
 @quiet_option
 def report(run: Path, out: Path | None) -> Answer:
     """Draw the report of a run again, as one HTML file."""
-    from whence.cli.runs import STORY, open_run, render_again
+    from whence.cli.runs import EXPLANATION, STORY, USE, open_run, retell
     from whence.report import render
     from whence.store import write_atomically
 
-    opened = open_run(run)
+    opened = open_run(run, kinds=(EXPLANATION, USE))
+    story = opened.read_json(STORY)
     if out is None:
-        out = render_again(opened)
+        out = retell(opened, story)
     else:
-        write_atomically(out, render(opened.read_json(STORY)).encode("utf-8"))
+        write_atomically(out, render(story).encode("utf-8"))
     return Answer({"report": str(out)}, path=out)
 
 
@@ -205,7 +209,7 @@ def preflight(
 
     trained = load_problem(problem)
     asked = None if queries is None else load_queries(queries)
-    plan = whence.preflight(trained, asked, **_given(measurement=measurement, method=method))
+    plan = whence.preflight(trained, asked, **given(measurement=measurement, method=method))
     return Answer(plan.to_json(), [tables.facts(plan.rows())])
 
 
@@ -226,21 +230,16 @@ def _first_line(method: object) -> str:
     return (inspect.getdoc(getattr(method, "curvature", method)) or "").splitlines()[0]
 
 
-def _explained(story: dict[str, Any], shown: Iterable[Any], out: Path | None) -> Answer:
+def _explained(
+    story: dict[str, Any], show: Callable[[Any], Iterable[Any]], out: Path | None
+) -> Answer:
     """A story, and where it was written; programs get it without the pictures."""
+    from whence.report.texts import for_terminal
+
     run, page = (None, None) if out is None else (str(out), str(out / "report.html"))
-    document = {**_without_pictures(story), "run": run, "report": page}
-    return Answer(document, tuple(shown), page)
+    document = {**without_pictures(story), "run": run, "report": page}
+    return Answer(document, tuple(show(for_terminal(story))), page)
 
 
-def _without_pictures(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_pictures(entry) for name, entry in value.items() if name != "png"}
-    if isinstance(value, list):
-        return [_without_pictures(entry) for entry in value]
-    return value
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were written: the defaults of the others stand in the library alone."""
-    return {name: value for name, value in options.items() if value is not None}
+for _command in (*whatif.COMMANDS, *audits.COMMANDS):
+    main.add_command(_command)

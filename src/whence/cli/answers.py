@@ -39,8 +39,14 @@ class Answer:
     path: object = None
 
 
+_QUIET = "Print only the path of what was written."
+
+COMMANDS = "Commands"
+"""The heading of a command that has no other."""
+
+
 class Guide(click.Group):
-    """The group of all commands, whose help begins with examples."""
+    """The group of all commands, whose help begins with examples and lists them by headings."""
 
     def __init__(self, *args: Any, examples: Sequence[str], **options: Any) -> None:
         super().__init__(*args, **options)
@@ -51,13 +57,28 @@ class Guide(click.Group):
         super().format_help_text(ctx, formatter)
         _write_examples(formatter, "Start here", self.examples)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Every command with a line, in the order in which they are taught."""
+        headings: dict[str, list[click.Command]] = {}
+        for command in self.commands.values():
+            headings.setdefault(getattr(command, "heading", COMMANDS), []).append(command)
+        widest = max(map(len, self.commands), default=0)
+        for heading, commands in headings.items():
+            with formatter.section(heading):
+                told = formatter.width - widest - 6
+                rows = [(f"{c.name:<{widest}}", c.get_short_help_str(told)) for c in commands]
+                formatter.write_dl(rows)
+
 
 class AnswerCommand(click.Command):
     """A command that returns an `Answer`, and so knows `--json`; its help ends with examples."""
 
-    def __init__(self, *args: Any, examples: Sequence[str], **options: Any) -> None:
+    def __init__(
+        self, *args: Any, examples: Sequence[str], heading: str = COMMANDS, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.examples = examples
+        self.heading = heading
         told = "Print one JSON document and nothing else."
         self.params.append(click.Option(["--json", "is_json"], is_flag=True, help=told))
 
@@ -97,10 +118,14 @@ def _write_examples(formatter: click.HelpFormatter, title: str, examples: Sequen
             formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
 
+def quiet() -> click.Option:
+    """The option `--quiet` of a command that writes something."""
+    return click.Option(["--quiet", "is_quiet"], is_flag=True, help=_QUIET)
+
+
 def quiet_option(command: Any) -> Any:
-    """Adds `--quiet` to a command that writes something."""
-    told = "Print only the path of what was written."
-    return click.option("--quiet", "is_quiet", is_flag=True, help=told)(command)
+    """Adds `--quiet` to a command that is being decorated."""
+    return click.option("--quiet", "is_quiet", is_flag=True, help=_QUIET)(command)
 
 
 def _print_answer(answer: Answer, *, is_json: bool, is_quiet: bool) -> None:

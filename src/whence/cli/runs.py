@@ -5,10 +5,13 @@ runs/why/
     scores.npz      every effect of every training example on every query
     story.json      what the page tells, for programs
     report.html     the page
+
+A run of one use, such as `whence remove`, holds `result.json` (every number) in the place of the
+scores.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +22,10 @@ from whence.store import Draft, Run, write_atomically, writing
 if TYPE_CHECKING:  # a story is read and shown without torch
     from whence.core.scores import Scores
 
-KIND = "explanation"
-SCORES, STORY, REPORT = "scores.npz", "story.json", "report.html"
+EXPLANATION, USE = "explanation", "use"
+"""Kinds of runs."""
+
+SCORES, RESULT, STORY, REPORT = "scores.npz", "result.json", "story.json", "report.html"
 
 
 def save_run(
@@ -40,24 +45,49 @@ def save_run(
     Raises:
         StoreError: the folder holds something else, or cannot be written.
     """
-    with writing(folder, kind=KIND, problem=problem) as draft:
+    with writing(folder, kind=EXPLANATION, problem=problem) as draft:
         scores.save(draft.path(SCORES))
         _put_story(draft, story)
     return Path(folder) / REPORT
 
 
-def open_run(folder: str | Path) -> Run:
-    """A run that `save_run` wrote.
+def save_use(folder: str | Path, result: object, story: Mapping[str, Any], *, problem: str) -> Path:
+    """Writes a run of one use, whole or not at all.
+
+    Args:
+        folder: to make; an earlier run in it is replaced.
+        result: every number, as plain JSON.
+        story: from `whence.report.tell_sections`.
+        problem: reference to what was asked about.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        StoreError: the folder holds something else, or cannot be written.
+    """
+    with writing(folder, kind=USE, problem=problem) as draft:
+        draft.put_json(RESULT, result)
+        _put_story(draft, story)
+    return Path(folder) / REPORT
+
+
+def open_run(folder: str | Path, *, kinds: Sequence[str] = (EXPLANATION,)) -> Run:
+    """A run that a command wrote.
+
+    Args:
+        folder: of the run.
+        kinds: what it may hold.
 
     Raises:
         NotARun: the folder holds no complete run, or one of another kind.
         WrongVersion: it was written in a format that this version does not read.
     """
     run = Run.open(folder)
-    if run.kind != KIND:
+    if run.kind not in kinds:
         raise NotARun(
             found=f"{folder} holds a run of the kind {run.kind!r}.",
-            why=f"Only a run of the kind {KIND!r} has scores and a story.",
+            why=f"Only a run of the kind {' or '.join(map(repr, kinds))} has what is needed here.",
             remedy="Make one with whence explain ... --out FOLDER.",
         )
     return run
@@ -78,15 +108,16 @@ def problem_of(run: Run) -> str:
     return run.problem
 
 
-def render_again(run: Run) -> Path:
-    """Draws the page of a run anew, from its story; scores and story stay as they are.
+def retell(run: Run, story: Mapping[str, Any]) -> Path:
+    """Writes a run anew with another story and its page; everything else in it stays as it is.
 
     Returns:
         The path of the report.
     """
-    story = run.read_json(STORY)
     with writing(run.folder, kind=run.kind, problem=run.problem) as draft:
-        shutil.copyfile(run.path(SCORES), draft.path(SCORES))
+        for name in run.files:
+            if name not in (STORY, REPORT):
+                shutil.copyfile(run.path(name), draft.path(name))
         _put_story(draft, story)
     return run.folder / REPORT
 

@@ -43,7 +43,9 @@ def overview(story: Json) -> Iterator[RenderableType]:
     """One line a query: what the model says, and who helped and who hurt it most."""
     measurement = story["measurement"]
     words, unit = measurement_words(measurement["name"]), measurement["value_unit"]
-    table = _table("query", "model says", "label", words, *(f"strongest {side}" for side in STYLES))
+    table = plain_table(
+        "query", "model says", "label", words, *(f"strongest {side}" for side in STYLES)
+    )
     for query in story["queries"]:
         table.add_row(
             str(query["id"]),
@@ -65,7 +67,7 @@ def effects(query: Json, measurement: Json) -> Table:
     """Proponents and opponents of one query, the strongest first."""
     entries = [(side, entry) for side in STYLES for entry in query[f"{side}s"]]
     excerpts = [excerpt(entry["display"]) for _, entry in entries]
-    table = _table("", "example", "label", f"effect ({measurement['unit']})")
+    table = plain_table("", "example", "label", f"effect ({measurement['unit']})")
     table.columns[3].justify, table.columns[3].no_wrap = "right", True
     if any(excerpts):
         table.add_column("", no_wrap=True, overflow="ellipsis")
@@ -82,7 +84,7 @@ def meaning(story: Json) -> Iterator[RenderableType]:
     yield _line("Sign", story["measurement"]["sign"])
     yield _line("Method", f"{method['name']}{curvature}: {method['reason']}")
     for warning in story["warnings"]:
-        yield _line("Warning", warning, "yellow")
+        yield warning_line(warning)
     yield from verdict(story)
 
 
@@ -90,7 +92,7 @@ def verdict(story: Json) -> Iterator[RenderableType]:
     """What retraining said, in a sentence that ends in the verdict."""
     checked = story["verification"] or {}
     for warning in checked.get("warnings", ()):
-        yield _line("Warning", warning, "yellow")
+        yield warning_line(warning)
     yield _line("Verdict" if checked else story["trust"]["title"], story["trust"]["sentence"])
 
 
@@ -112,7 +114,7 @@ def facts(rows: Sequence[tuple[str, str]]) -> Table:
 
 def listing(rows: Sequence[Sequence[str]], *titles: str) -> Table:
     """A plain table."""
-    table = _table(*titles)
+    table = plain_table(*titles)
     for row in rows:
         table.add_row(*row)
     return table
@@ -131,11 +133,17 @@ def excerpt(display: Json) -> str:
     return words if len(words) <= LONGEST_EXCERPT else f"{words[: LONGEST_EXCERPT - 1]}…"
 
 
-def _table(*titles: str) -> Table:
+def plain_table(*titles: str) -> Table:
+    """An empty table under these titles."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in titles:
         table.add_column(title)
     return table
+
+
+def warning_line(words: str) -> Text:
+    """What a reader should know."""
+    return _line("Warning", words, "yellow")
 
 
 def _line(title: str, words: str, style: str = "bold") -> Text:
