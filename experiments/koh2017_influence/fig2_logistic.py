@@ -14,20 +14,12 @@ Hessian of the full data, factorised once,
 and some of them again, from zero, by scikit-learn.
 """
 
-import argparse
-import json
-import os
-import re
-import sys
-import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import vl_convert
+from shared import Clock, circumstances, parse, pooled, rounded, svg, write
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -38,8 +30,6 @@ from whence.datasets import load
 from whence.methods.influence import Influence
 from whence.numerics import stats
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 HELD_OUT = 5000
 QUERY = 8
 WEIGHT_DECAY = 0.01
@@ -74,7 +64,7 @@ SHORT = Settings(examples=2000, side=7, removals=10, depth=800, repeats=1, cold_
 
 def main() -> None:
     """Predicts, retrains, compares; writes the numbers and the figure."""
-    arguments = parse()
+    arguments = parse(__doc__ or "")
     settings = SHORT if arguments.short else Settings()
     clock = Clock()
     data = load("mnist")
@@ -143,27 +133,10 @@ def main() -> None:
             "predicted by LiSSA": rounded(lissa.values[0, chosen]),
             "actual": rounded(actual),
         },
-        "circumstances": circumstances(clock.seconds),
+        "circumstances": circumstances(__file__, clock.seconds),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "fig2_logistic.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "fig2_logistic.svg").write_text(draw(result["points"]))
+    write(arguments.out, "fig2_logistic", result, draw(result["points"]))
     print_table(result)
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="a few seconds on a part of the data")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
-    return parser.parse_args()
-
-
-def pooled(images: np.ndarray, side: int) -> np.ndarray:
-    """Flat float64 images of side x side, each pixel the mean of a block."""
-    block = 28 // side
-    blocks = images.astype(np.float64).reshape(-1, side, block, side, block)
-    return blocks.mean(axis=(2, 4)).reshape(len(images), -1)
 
 
 # ------------------------------------------------------------------------------ retraining
@@ -285,38 +258,6 @@ def compare(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
     }
 
 
-def rounded(values: np.ndarray) -> list[float]:
-    """Six digits are more than a picture or a check needs."""
-    return [float(f"{value:.6g}") for value in values]
-
-
-class Clock:
-    """Seconds of each part of the run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """The part that ends now."""
-        now = time.perf_counter()
-        self.seconds[name] = round(now - self.last, 2)
-        self.last = now
-        print(f"{self.seconds[name]:8.1f} s  {name}", flush=True)
-
-
-def circumstances(seconds: dict[str, float]) -> dict[str, Any]:
-    """Versions, threads, command and seconds."""
-    packages = ("torch", "numpy", "scipy", "scikit-learn")
-    return {
-        "command": " ".join(["python", str(Path(__file__).relative_to(ROOT)), *sys.argv[1:]]),
-        "versions": {"whence": whence.__version__} | {name: version(name) for name in packages},
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "seconds": seconds,
-    }
-
-
 def draw(points: dict[str, list[Any]]) -> str:
     """Two panels as SVG: predicted against actual, with the line where they agree."""
     actual = points["actual"]
@@ -347,16 +288,7 @@ def draw(points: dict[str, list[Any]]) -> str:
             ],
         }
 
-    config = {
-        "background": "white",
-        "font": "sans-serif",
-        "view": {"stroke": None},
-        "axis": {"gridColor": "#eeeeee", "domain": False, "tickCount": 5, "titleFontSize": 12},
-    }
-    config |= {"aria": False}  # a label for each of 1,000 points would double the file
-    spec = {"config": config, "hconcat": [panel("CG"), panel("LiSSA")]}
-    drawn = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
-    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", drawn) + "\n"
+    return svg({"hconcat": [panel("CG"), panel("LiSSA")]})
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from whence.core.problem import Problem
 from whence.errors import Unsupported
-from whence.numerics.linalg import Product
+from whence.numerics.linalg import Preconditioner, Product, block_cg
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,41 @@ class Solution:
 
     vectors: Tensor
     report: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+_CHANGED_TOLERANCE = 1e-9
+"""Relative residual of solves with a changed matrix."""
+
+
+def solve_by_steps(
+    product: Product, vectors: Tensor, inverse: Preconditioner, *, rank: int
+) -> Solution:
+    """A changed matrix solved by conjugate gradients in float64, for curvatures that are exact.
+
+    Preconditioned by the inverse of the unchanged matrix, they need as many products as the change
+    has directions that matter.
+
+    Args:
+        product: the changed matrix.
+        vectors: (K, P).
+        inverse: of the unchanged matrix.
+        rank: steps that exact arithmetic could need.
+
+    Returns:
+        (K, P) in the type of the vectors, with residual and steps.
+
+    Raises:
+        NegativeCurvature: the changed matrix is not positive.
+    """
+    found = block_cg(
+        product,
+        vectors.double(),
+        tolerance=_CHANGED_TOLERANCE,
+        max_steps=rank + 20,
+        preconditioner=inverse,
+    )
+    report = {"changed_residual": float(found.residuals.max()), "changed_steps": found.steps}
+    return Solution(found.solution.to(vectors), report)
 
 
 class IHVP(ABC):

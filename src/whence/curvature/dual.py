@@ -12,9 +12,9 @@ from torch import Tensor
 from whence.calculus.gradients import jacobian_batch, jacobians, output_hessians
 from whence.calculus.products import CurvatureMatrix, hessian_is_ggn
 from whence.core.problem import Problem
-from whence.curvature.base import IHVP, Curvature, Solution
+from whence.curvature.base import IHVP, Curvature, Solution, solve_by_steps
 from whence.errors import BadArgument, NegativeCurvature, NonFinite, TooLarge, Unsupported
-from whence.numerics.linalg import Product, block_cg
+from whence.numerics.linalg import Product
 
 AUTO_DAMPING = 0.1
 """Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
@@ -225,15 +225,7 @@ class DualIHVP(IHVP):
         def product(stack: Tensor) -> Tensor:
             return self._product(stack, data_factor) + change(stack)
 
-        found = block_cg(
-            product,
-            vectors.double(),
-            tolerance=_CHANGED_TOLERANCE,
-            max_steps=len(self.rows) + 20,
-            preconditioner=self._inverse,
-        )
-        report = {"changed_residual": float(found.residuals.max()), "changed_steps": found.steps}
-        return Solution(found.solution.to(vectors), report)
+        return solve_by_steps(product, vectors, self._inverse, rank=len(self.rows))
 
     def _along(self, scaled: Tensor) -> Tensor:
         """(K, M) c = (I + W W^T)^-1 W z for each row z of (K, P)."""
@@ -253,10 +245,6 @@ class DualIHVP(IHVP):
         product = self.matrix(solved.to(self.matrix.problem.parameters)).double()
         rest = (product + self.damping * solved - vectors).norm(dim=1)
         return float((rest / vectors.norm(dim=1).clamp_min(torch.finfo(rest.dtype).tiny)).max())
-
-
-_CHANGED_TOLERANCE = 1e-9
-"""Relative residual of solves with a changed matrix."""
 
 
 def dual_bytes(problem: Problem) -> float:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
 from whence.core.problem import Problem
-from whence.curvature.base import IHVP, Curvature, Solution
+from whence.curvature.base import IHVP, Curvature, Solution, solve_by_steps
 from whence.errors import BadArgument, NegativeCurvature
-from whence.numerics.linalg import Eigen, Product, block_cg, decompose
+from whence.numerics.linalg import Eigen, Product, decompose
 
 AUTO_DAMPING = 0.1
 """Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
@@ -166,19 +166,13 @@ class ExactIHVP(IHVP):
 
         wide = vectors.double()
         wanted = self.eigen.without_null(wide) if self.damping == 0 else wide
-        found = block_cg(
+        found = solve_by_steps(
             product,
             wanted,
-            tolerance=_CHANGED_TOLERANCE,
-            max_steps=self.matrix.problem.size + 20,
-            preconditioner=lambda stack: self.eigen.solve(stack, self.damping),
+            lambda stack: self.eigen.solve(stack, self.damping),
+            rank=self.matrix.problem.size,
         )
-        report = {"changed_residual": float(found.residuals.max()), "changed_steps": found.steps}
-        return Solution(found.solution.to(vectors), report)
-
-
-_CHANGED_TOLERANCE = 1e-9
-"""Relative residual of solves with a changed matrix."""
+        return Solution(found.vectors.to(vectors), found.report)
 
 
 @dataclass(frozen=True)
