@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -302,9 +303,8 @@ def poison(
     _check_numbers(step, box, attack)
     _check_model(problem)
     named = _named(problem, examples)
-    wide = problem.widened()
-    trainer = _make_trainer(wide)
-    aim = _Aim(trainer.clean.queries(queries), wide.measurement(measurement))
+    trainer = _trainer(problem)
+    aim = _Aim(trainer.clean.queries(queries), problem.measurement(measurement))
     before, answers = aim.look(trainer.clean)
     was_right = aim.are_right(answers)
     if not was_right.any():
@@ -430,6 +430,16 @@ class _Trainer:
             max_steps=problem.size + 20,
             preconditioner=self.precondition,
         ).solution
+
+
+_TRAINERS: WeakKeyDictionary[Problem, _Trainer] = WeakKeyDictionary()
+"""Making one takes two seconds for 512 parameters; the next attack on the problem saves them."""
+
+
+def _trainer(problem: Problem) -> _Trainer:
+    if problem not in _TRAINERS:
+        _TRAINERS[problem] = _make_trainer(problem.widened())
+    return _TRAINERS[problem]
 
 
 def _make_trainer(problem: Problem) -> _Trainer:
