@@ -1,12 +1,13 @@
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from whence.errors import BadArgument, Stale
-from whence.report.story import BINS, histogram, tell, trust
+from whence.report.story import BINS, histogram, tell, tell_sections, trust, with_sections
+from whence.sections import Section, Table
 
 PICTURES, LABELS = load_digits(return_X_y=True)
 
@@ -161,3 +162,59 @@ def test_the_level_of_trust_follows_the_correlation_that_has_a_meaning(
     checked = correlations | {"verdict": "", "sentence": ""}
     assert trust(checked)["level"] == level
     assert trust(checked, is_calibrated=False)["level"] == rank_level
+
+
+# --------------------------------------------------------------------------- sections
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a use returns, as far as a report is concerned."""
+
+    found: Section
+
+    def section(self):
+        return self.found
+
+
+def section(title="Without example 3", **changes):
+    table = Table(["query", "effect (logits)"], [(np.int64(7), np.float32("nan"))])
+    return Section("remove", title, "The margin falls.", [table], ["careful"], **changes)
+
+
+def test_a_story_carries_the_sections_of_uses_in_strict_json(make_problem, make_scores):
+    problem = make_problem()
+    story = tell(problem, make_scores(problem, 1), sections=[Found(section()), section("Another")])
+    assert json.loads(json.dumps(story, allow_nan=False)) == story
+    first, second = story["sections"]
+    assert first == json.loads(json.dumps(section().to_json()))
+    assert first["blocks"][0]["rows"] == [[7, None]]
+    assert second["title"] == "Another"
+    assert tell(problem, make_scores(problem, 1))["sections"] == []
+
+
+def test_sections_of_a_saved_story_are_taken_as_they_are_and_none_twice(make_problem, make_scores):
+    problem = make_problem()
+    story = tell(problem, make_scores(problem, 1), sections=[section()])
+    saved = json.loads(json.dumps(story))["sections"]
+    again = with_sections(story, [*saved, section(), section("Another")])
+    assert [told["title"] for told in again["sections"]] == ["Without example 3", "Another"]
+    assert len(story["sections"]) == 1  # the story that was given is left alone
+
+
+def test_a_story_of_sections_alone_has_their_title_and_what_they_were_asked_about(make_problem):
+    alone = tell_sections([Found(section())], problems=[make_problem()])
+    assert (alone["title"], alone["queries"]) == ("Without example 3", [])
+    assert alone["problems"][0]["name"] == "digits"
+    several = tell_sections([section(), section("Another")], problems=[make_problem()])
+    assert several["title"] == "digits: 2 findings"
+    assert tell_sections([section(), section()])["title"] == "2 findings"
+    assert tell_sections([section()], title="T")["title"] == "T"
+    assert json.loads(json.dumps(several, allow_nan=False)) == several
+
+
+def test_what_is_no_section_is_refused():
+    with pytest.raises(BadArgument, match="of type str"):
+        tell_sections(["Without example 3"])
+    with pytest.raises(BadArgument, match="No section"):
+        tell_sections([])

@@ -1,0 +1,244 @@
+import re
+
+import pytest
+
+from whence.report import blocks
+from whence.report.blocks import MOST_BARS, MOST_POINTS, MOST_ROWS, bars, grid, lines, scatter
+from whence.sections import Bars, Gallery, Lines, Scatter, Table
+
+HOSTILE = '</svg><script>"&alert(1)</script>'
+
+
+def head(svg):
+    return svg[: svg.index(">")]
+
+
+def marks(svg, role):
+    return re.findall(rf'<path aria-label="([^"]*)" [^>]*aria-roledescription="{role}"', svg)
+
+
+def shapes(svg):
+    """The outlines of its points."""
+    return set(re.findall(r'roledescription="point" transform="[^"]*" d="([^"]*)"', svg))
+
+
+def points(count, **more):
+    return [{"x": 0.1 * i, "y": 0.2 * i - 1, **more} for i in range(count)]
+
+
+# -------------------------------------------------------------------------------- tables
+
+
+def test_numbers_of_a_table_are_written_as_everywhere_and_stand_right():
+    table = Table(["group", "size (examples)", "effect (logits)"], [("a", 1437, -0.00012345)])
+    told = grid(table.to_json())
+    assert told.rows == [["a", "1,437", "−1.2\xa0×\xa010⁻⁴"]]
+    assert told.is_number == [False, True, True]
+
+
+def test_ids_are_names_and_not_amounts():
+    told = grid(Table(["query", "example"], [(1437, "scan 7")]).to_json())
+    assert told.rows == [["1437", "scan 7"]]
+    assert told.is_number == [False, False]
+
+
+def test_cells_may_be_missing_and_a_column_of_words_and_numbers_is_one_of_words():
+    told = grid(Table(["a", "b", "c"], [(None, 1.0, True), (2.0, "none", False)]).to_json())
+    assert told.rows == [["", "1.00", "yes"], ["2.00", "none", "no"]]
+    assert told.is_number == [True, False, False]
+
+
+def test_a_huge_table_is_cut_and_says_so_and_its_json_keeps_all():
+    table = Table(["n"], [(i,) for i in range(MOST_ROWS + 45)]).to_json()
+    told = grid(table)
+    assert (len(told.rows), told.left_out) == (MOST_ROWS, 45)
+    assert len(table["rows"]) == MOST_ROWS + 45
+    assert blocks.left_out(told.left_out, "row") == "45 more rows are not shown."
+    assert blocks.left_out(1, "query") == "1 more query is not shown."
+    assert blocks.left_out(0, "row") == ""
+
+
+# ------------------------------------------------------------------------------- scatter
+
+
+def test_every_point_of_a_scatter_tells_its_numbers_and_its_group():
+    named = [
+        {"x": 0.25, "y": -1.5, "words": "query 7", "group": "same label"},
+        {"x": 2.0, "y": 3.0, "group": "another"},
+    ]
+    svg = scatter(Scatter(named, "predicted (logits)", "actual (logits)").to_json())
+    assert marks(svg, "point") == [
+        "query 7, same label: predicted (logits) 0.250, actual (logits) −1.50",
+        "another: predicted (logits) 2.00, actual (logits) 3.00",
+    ]
+    assert "2 points in the groups same label, another" in head(svg)
+    assert "from 0.250 to 2.00 across and from −1.50 to 3.00 upwards" in head(svg)
+
+
+def test_groups_have_a_legend_and_a_shape_each_as_long_as_they_can_be_told_apart():
+    for count, has_legend in ((1, False), (3, True), (7, False)):
+        grouped = [p | {"group": f"group {i % count}"} for i, p in enumerate(points(14))]
+        svg = scatter(Scatter(grouped, "x", "y").to_json())
+        assert ("legend" in svg) == has_legend
+        assert len(shapes(svg)) == (count if has_legend else 1)
+        assert len(marks(svg, "point")) == 14
+
+
+def test_only_axes_of_one_unit_have_the_line_where_both_are_equal():
+    assert 'd="M0,330L330,0"' in scatter(Scatter(points(9), "x", "y", is_identity=True).to_json())
+    assert "stroke-dasharray" not in scatter(Scatter(points(9), "x", "y").to_json())
+
+
+def test_very_many_points_are_thinned_and_the_caption_says_so():
+    block = Scatter(points(2 * MOST_POINTS), "x", "y").to_json()
+    assert len(marks(scatter(block), "point")) == MOST_POINTS
+    assert blocks.chart_note(block) == "Drawn: 1,500 of 3,000 points."
+    assert blocks.chart_note(Scatter(points(3), "x", "y").to_json()) == ""
+
+
+# --------------------------------------------------------------------------------- lines
+
+
+def curves(count=2, length=5, **parts):
+    return {
+        f"curve {k}": {"x": list(range(length)), "y": [k + 0.5 * i for i in range(length)], **parts}
+        for k in range(count)
+    }
+
+
+@pytest.mark.parametrize("length", [5, 101])
+def test_every_place_of_a_curve_is_a_mark_with_its_numbers(length):
+    svg = lines(Lines(curves(2, length), "checked (share)", "found (share)").to_json())
+    told = marks(svg, "point")
+    assert len(told) == 2 * length
+    assert "curve 1: found (share) 1.50 at checked (share) 1" in told
+    assert "curve 0 from 0 at 0 to 2.00 at 4" in head(svg) or length > 5
+
+
+def test_curves_are_told_apart_by_more_than_colour():
+    few, many = (lines(Lines(curves(2, n), "x", "y").to_json()) for n in (5, 101))
+    assert (len(shapes(few)), len(shapes(many))) == (2, 1)
+    assert "stroke-dasharray" in many
+    for svg in (few, many):
+        assert ">curve 1<" in svg
+
+
+def test_one_curve_has_no_legend():
+    assert "legend" not in lines(Lines(curves(1), "x", "y").to_json())
+
+
+def test_an_error_is_a_band_and_is_told():
+    svg = lines(Lines(curves(1, error=[0.25] * 5), "x", "y").to_json())
+    assert 'aria-roledescription="area mark container"' in svg or "mark-area" in svg
+    assert "curve 0: y 0.500 ± 0.250 at x 1" in marks(svg, "point")
+    assert "mark-area" not in lines(Lines(curves(1), "x", "y").to_json())
+
+
+def test_places_of_a_curve_that_are_no_numbers_are_left_out():
+    series = {"a": {"x": [0, 1, 2], "y": [1.0, float("nan"), 3.0]}}
+    told = marks(lines(Lines(series, "x", "y").to_json()), "point")
+    assert told == ["a: y 1.00 at x 0", "a: y 3.00 at x 2"]
+
+
+def test_more_curves_than_colours_are_all_drawn():
+    svg = lines(Lines(curves(9), "x", "y").to_json())
+    assert len(marks(svg, "point")) == 45
+    assert ">curve 8<" in svg
+
+
+# ---------------------------------------------------------------------------------- bars
+
+
+def ends(svg):
+    """Left and right end of each bar."""
+    found = re.findall(r'roledescription="bar" d="M([\d.]+),[\d.]+h([\d.]+)v', svg)
+    return [(float(left), float(left) + float(width)) for left, width in found]
+
+
+def test_bars_stand_at_zero_on_their_side_with_their_number_beside_them():
+    svg = bars(Bars([("up", 2.0), ("down", -1.0)], "effect (logits)").to_json())
+    assert marks(svg, "bar") == ["up: 2.00", "down: −1.00"]
+    assert "Bars of effect (logits): up 2.00, down −1.00." in head(svg)
+    for text in ("up", "2.00", "down", "−1.00"):
+        assert f">{text}<" in svg
+    (up, down) = ends(svg)
+    assert up[0] == pytest.approx(down[1], abs=0.02)
+    assert up[1] - up[0] == pytest.approx(2 * (down[1] - down[0]), abs=0.05)
+
+
+def test_bars_claim_no_side():
+    """A sign says up or down; whether that helps depends on the measurement."""
+    svg = bars(Bars([("up", 2.0), ("down", -1.0)], "effect").to_json())
+    assert "--proponent" not in svg
+    assert "--opponent" not in svg
+    assert "--series-1" not in svg  # the blue of proponents
+
+
+def test_bars_of_one_name_are_all_drawn_and_a_missing_number_is_said():
+    svg = bars(Bars([("a", 1.0), ("a", 2.0), ("b", float("nan"))], "effect").to_json())
+    assert marks(svg, "bar") == ["a: 1.00", "a: 2.00", "b: no number"]
+
+
+def test_very_many_bars_are_cut_and_the_caption_says_so():
+    block = Bars([(f"f{i}", float(i)) for i in range(MOST_BARS + 3)], "effect").to_json()
+    assert len(marks(bars(block), "bar")) == MOST_BARS
+    assert blocks.chart_note(block) == "3 more bars are not shown."
+
+
+# ------------------------------------------------------------------------------ everything
+
+EMPTY = [
+    Table(["a"], []),
+    Scatter([], "x", "y"),
+    Scatter([{"x": float("nan"), "y": 1.0}], "x", "y", is_identity=True),
+    Lines({}, "x", "y"),
+    Lines({"a": {"x": [], "y": []}, "b": {"x": [1], "y": [None]}}, "x", "y"),
+    Bars([], "effect"),
+    Gallery([]),
+]
+
+
+@pytest.mark.parametrize("block", EMPTY)
+def test_an_empty_block_is_known_to_be_empty(block):
+    assert not blocks.has_content(block.to_json())
+    if block.to_json()["kind"] in blocks.CHARTS:
+        assert blocks.chart(block.to_json()) is None
+
+
+ALL = [
+    Scatter([{"x": 1.0, "y": 2.0, "words": HOSTILE, "group": HOSTILE}] * 2, HOSTILE, HOSTILE),
+    Scatter([{"x": 1.0, "y": 2.0, "group": HOSTILE + str(i)} for i in range(2)], "x", "y"),
+    Lines({HOSTILE: {"x": [1], "y": [2]}, "b": {"x": [1], "y": [2]}}, HOSTILE, HOSTILE),
+    Bars([(HOSTILE, 1.0)], HOSTILE),
+]
+
+
+@pytest.mark.parametrize("block", ALL)
+def test_hostile_names_stay_text_in_charts(block):
+    svg = blocks.chart(block.to_json())
+    assert "<script" not in svg
+    assert svg.count("</svg>") == 1
+    assert svg.endswith("</svg>")
+    assert "&lt;/svg" in svg
+
+
+@pytest.mark.parametrize("block", ALL)
+def test_charts_scale_with_the_page_and_take_its_colours(block):
+    svg = blocks.chart(block.to_json())
+    assert "viewBox=" in head(svg)
+    assert "width=" not in head(svg)
+    assert "http" not in svg
+    assert not re.search(r'(fill|stroke)="(#|rgb|black|white)', svg)
+
+
+def test_a_long_title_of_an_axis_is_broken_and_not_cut():
+    title = "derivative of the log-probability of the label (nats per unit of the feature)"
+    texts = [
+        scatter(Scatter(points(3), title, title).to_json()),
+        lines(Lines(curves(1), title, title).to_json()),
+        bars(Bars([("a", 1.0)], title).to_json()),
+    ]
+    for svg in texts:
+        body = re.sub(r"<[^>]+>", " ", svg)
+        assert "…" not in body
+        assert set(title.split()) <= set(body.split())
