@@ -134,6 +134,20 @@ def test_the_examples_in_the_help_use_options_that_exist():
             assert {word for word in words if word.startswith("--")} <= known, line
 
 
+def test_the_help_lists_every_command_under_a_heading_with_a_whole_line():
+    text = call("--help").stdout
+    for heading, first in {
+        "Commands:": "demo",
+        "What if the training data were different:": "remove",
+        "Look into data and model:": "mislabels",
+    }.items():
+        assert re.search(rf"^{heading}\n  {first} ", text, re.MULTILINE)
+    for name in main.commands:
+        (line,) = re.findall(rf"^  {name} +(.*)$", text, re.MULTILINE)
+        assert line.endswith(".")
+        assert not line.endswith("...")
+
+
 def test_python_dash_m_whence_is_the_same_command():
     assert outside("--version").stdout == call("--version").stdout
 
@@ -255,6 +269,24 @@ def test_control_characters_of_the_data_never_reach_the_terminal():
     assert excerpt.startswith("free [31m money now !")
     assert excerpt.isprintable()
     assert len(excerpt) == tables.LONGEST_EXCERPT
+
+
+def test_control_characters_of_labels_never_reach_the_terminal():
+    loud = """
+def loud():
+    names = ["no\\x1b[31m", "yes\\nand more"]
+    return whence.make_problem(
+        trained(y), (X, y), loss="cross_entropy", weight_decay=DECAY, label_names=names
+    )
+"""
+    Path("train.py").write_text(TRAIN + loud)
+    for line in ("explain", "upweight --example 1 --by 2"):
+        name, _, options = line.partition(" ")
+        result = call(f"{name} train.py:loud --query queries.npz {options}")
+        assert result.exit_code == 0, result.stderr
+        assert "no␛[31m" in result.stdout
+        assert "yes and more" in result.stdout
+        assert not set("\x1b\x07") & set(result.stdout)
 
 
 # ---------------------------------------------------------------------------- streams
