@@ -34,7 +34,7 @@ from sklearn.svm import SVC
 import whence
 from whence.methods.influence import Influence
 from whence.numerics import stats
-from whence.uses.comparison import Comparison, compare
+from whence.uses.comparison import Comparison, Views, compare
 
 WEIGHT_DECAY = 1e-3
 GAMMA, PAPER_SIDE, PAPER_COUNT = 0.05, 299, 1800
@@ -234,7 +234,7 @@ def ask(fitted: list[Any], data: Photographs, rows: range | list[int]) -> Compar
         fitted[0],
         fitted[1],
         (data.pixels[1][places], data.y_test[places]),
-        queries_b=(data.features[1][places], data.y_test[places]),
+        views=Views((data.features[1][places], data.y_test[places])),
         k=TOP,
         measurement="margin",
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from whence.methods.influence import Influence
     from whence.report import write_report
     from whence.sections import Section
-    from whence.uses.comparison import Comparison, compare
+    from whence.uses.comparison import Comparison, Views, compare
     from whence.uses.components import Components, components
     from whence.uses.flipping import Flip, smallest_flip
     from whence.uses.mislabels import Mislabels, find_mislabels
@@ -69,6 +69,7 @@ _HOMES = {
     "Section": "whence.sections",
     "components": "whence.uses.components",
     "Components": "whence.uses.components",
+    "Views": "whence.uses.comparison",
     "compare": "whence.uses.comparison",
     "Comparison": "whence.uses.comparison",
     "smallest_flip": "whence.uses.flipping",
@@ -118,6 +119,7 @@ __all__ = [
     "Section",
     "Training",
     "Verification",
+    "Views",
     "WhenceError",
     "__version__",
     "compare",

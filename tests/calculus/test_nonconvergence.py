@@ -32,7 +32,7 @@ def test_mixed_curvature_is_the_dense_hessian_between_two_directions(name):
     rows = torch.tensor([0, 3, 7])
     psi, step = directions(problem, 4), directions(problem, 5)[4]
     expected = torch.stack([psi @ dense_hessian(problem, int(row)) @ step for row in rows], 1)
-    found = mixed_curvature(problem, psi, step, problem.batch(rows))
+    found = mixed_curvature(problem, psi, problem.batch(rows), step=step)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -41,9 +41,9 @@ def test_a_model_that_vmap_cannot_follow_gets_the_same_curvature(name, monkeypat
     problem = getattr(problems, name)().problem
     batch = problem.batch(torch.arange(6))
     psi, step = directions(problem, 4), directions(problem, 5)[4]
-    expected = mixed_curvature(problem, psi, step, batch)
+    expected = mixed_curvature(problem, psi, batch, step=step)
     monkeypatch.setattr(nonconvergence, "is_vectorised", lambda problem: False)
-    found = mixed_curvature(problem, psi, step, batch)
+    found = mixed_curvature(problem, psi, batch, step=step)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 

@@ -62,7 +62,7 @@ def test_many_columns_are_taken_in_parts() -> None:
 def test_differences_of_a_smooth_map_are_its_derivative() -> None:
     x = table(5, 6, 3)
     slopes = np.random.default_rng(6).standard_normal((2, 6, 3))
-    found = pull_back(lambda rows: np.sin(rows / 10) * rows[:, :1], x, slopes, spreads(x))
+    found = pull_back(lambda rows: np.sin(rows / 10) * rows[:, :1], x, slopes, spread=spreads(x))
 
     inner = np.cos(x / 10) / 10 * x[:, :1]
     expected = slopes * inner
@@ -72,7 +72,7 @@ def test_differences_of_a_smooth_map_are_its_derivative() -> None:
 
 
 def test_where_the_map_has_no_value_the_derivative_is_not_a_number() -> None:
-    found = pull_back(np.log, np.array([[2.0], [0.0]]), np.ones((1, 2, 1)), np.ones(1))
+    found = pull_back(np.log, np.array([[2.0], [0.0]]), np.ones((1, 2, 1)), spread=np.ones(1))
     assert np.isclose(found[0, 0, 0], 0.5)
     assert not np.isfinite(found[0, 1, 0])
 

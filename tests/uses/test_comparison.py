@@ -19,7 +19,7 @@ from whence.errors import BadArgument, BadData
 from whence.explanation import explain, fit
 from whence.methods.influence import Influence
 from whence.sections import Gallery, Scatter, Table
-from whence.uses.comparison import Comparison, compare
+from whence.uses.comparison import Comparison, Views, compare
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -111,7 +111,7 @@ def test_queries_may_have_a_form_for_each_model_and_distances_a_form_of_their_ow
     (x, y), (xq, yq) = blobs()
     a = make_problem(LogisticRegression(tol=1e-10).fit(x, y), (x, y))
     b = make_problem(LogisticRegression(tol=1e-10).fit(x[:, :2], y), (x[:, :2], y))
-    found = compare(a, b, (xq, yq), queries_b=(xq[:, :2], yq), inputs=(x[:, 2:], xq[:, 2:]))
+    found = compare(a, b, (xq, yq), views=Views((xq[:, :2], yq), (x[:, 2:], xq[:, 2:])))
     assert_allclose(found.distances, abs(xq[:, 2:] - x[:, 2]), rtol=1e-12)
     assert_allclose(found.scores_b.values, explain(b, (xq[:, :2], yq)).values, rtol=1e-12)
 
@@ -151,7 +151,7 @@ def test_the_same_classes_in_another_order_are_the_same_labels():
     torch_train = tuple(map(torch.from_numpy, train))
     given = make_problem(layer, torch_train, loss="cross_entropy", label_names=names.tolist())
     asked = (queries[0], names[queries[1]])
-    found = compare(sorted_names, given, asked, queries_b=tuple(map(torch.from_numpy, queries)))
+    found = compare(sorted_names, given, asked, views=Views(tuple(map(torch.from_numpy, queries))))
     assert (found.is_same_label == (queries[1][:, None] == train[1])).all()
 
 
@@ -175,9 +175,9 @@ def test_other_queries_are_refused():
     train, (xq, yq) = blobs()
     problem = make_problem(LogisticRegression().fit(*train), train)
     with pytest.raises(BadData, match="10 queries for the first model and 4"):
-        compare(problem, problem, (xq, yq), queries_b=(xq[:4], yq[:4]))
+        compare(problem, problem, (xq, yq), views=Views((xq[:4], yq[:4])))
     with pytest.raises(BadData, match="Query 0 has the label"):
-        compare(problem, problem, (xq, yq), queries_b=(xq, 1 - yq))
+        compare(problem, problem, (xq, yq), views=Views((xq, 1 - yq)))
 
 
 def test_answers_of_the_models_themselves_may_differ_with_a_warning():
@@ -197,7 +197,7 @@ def test_inputs_that_are_no_numbers_need_a_distance():
     with pytest.raises(BadData, match="not numbers"):
         compare(problem, problem, queries, k=2)
     counts = (np.arange(6.0)[:, None], np.array([[2.0]]))
-    found = compare(problem, problem, queries, k=2, inputs=counts)
+    found = compare(problem, problem, queries, k=2, views=Views(inputs=counts))
     assert found.distances.tolist() == [[2, 1, 0, 1, 2, 3]]
 
 
@@ -206,8 +206,12 @@ def test_inputs_that_are_no_numbers_need_a_distance():
     [
         ({"k": 0}, BadArgument, "k=0"),
         ({"k": 71}, BadArgument, "k=71 of 70"),
-        ({"inputs": (np.ones((70, 2)), np.ones((9, 2)))}, BadData, "9 query inputs"),
-        ({"inputs": (np.ones((70, 2)), np.ones((10, 3)))}, BadData, "A query has 3 numbers"),
+        ({"views": Views(inputs=(np.ones((70, 2)), np.ones((9, 2))))}, BadData, "9 query inputs"),
+        (
+            {"views": Views(inputs=(np.ones((70, 2)), np.ones((10, 3))))},
+            BadData,
+            "A query has 3 numbers",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options, error, words):

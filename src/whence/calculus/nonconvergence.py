@@ -57,7 +57,7 @@ class Correction:
         Returns:
             (K, B), unit of psi times the derivative of the loss.
         """
-        bends = mixed_curvature(self.problem, psi, self.step, batch) * batch.weights
+        bends = mixed_curvature(self.problem, psi, batch, step=self.step) * batch.weights
         return (bends - (psi @ self._mean)[:, None]) / len(self.problem)
 
     def of(self, change: Change, divisor: float) -> Tensor:
@@ -86,7 +86,7 @@ class Correction:
         return (matrix(rows) - matrix.penalty_product(rows))[0]
 
 
-def mixed_curvature(problem: Problem, psi: Tensor, step: Tensor, batch: Batch) -> Tensor:
+def mixed_curvature(problem: Problem, psi: Tensor, batch: Batch, *, step: Tensor) -> Tensor:
     """Curvature of each loss between directions and one step.
 
         out[k, b] = psi_k^T (hess loss_b) u = (J_b psi_k)^T S_b (J_b u) + r_b^T (hess f_b)[psi_k, u]

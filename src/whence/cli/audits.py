@@ -83,14 +83,11 @@ def compare(asked: Asked, query_other: str | None, k: int | None) -> "Result":
     Both were trained on the same examples, under the same ids and labels.
     """
     from whence.cli.references import load_queries
-    from whence.explanation import fit
-    from whence.uses.comparison import compare
+    from whence.uses.comparison import Views, compare
 
-    options = dict(asked.options)
-    method = options.pop("method", "auto")
-    first, second = (fit(problem, method) for problem in (asked.problem, asked.other))
-    queries_b = None if query_other is None else load_queries(query_other)
-    return compare(first, second, asked.queries, **given(queries_b=queries_b, k=k), **options)
+    views = Views(None if query_other is None else load_queries(query_other))
+    options = given(k=k) | asked.options
+    return compare(asked.problem, asked.other, asked.queries, views=views, **options)
 
 
 @use(

@@ -84,7 +84,7 @@ class PreparedData(Data):
         if self._jacobian is not None:
             answer = wanted @ self._jacobian
         else:
-            answer = pull_back(self._map, rows, wanted, self._spreads)
+            answer = pull_back(self._map, rows, wanted, spread=self._spreads)
         if not np.isfinite(answer).all():
             raise _no_derivative("the steps give no number right beside the example")
         return torch.from_numpy(answer).to(slopes)

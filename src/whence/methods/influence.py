@@ -338,7 +338,7 @@ class FittedInfluence(Fitted):
         force = pull.force()
         if self.correction is not None:
             force = force - self.correction.of(change, pull.divisor)
-        solution = self._first_order(force)
+        solution = self.solve(force[None] / len(self.problem))
         first, report = solution.vectors, dict(solution.report)
         if not self.responds_by_newton:
             return first.expand(2, -1), report | {"response": "first_order"}
@@ -350,12 +350,15 @@ class FittedInfluence(Fitted):
             return first.expand(2, -1), report | {"response": "first_order", "warnings": warnings}
         return torch.cat([first, step]), report | facts | {"response": "newton"}
 
-    def _first_order(self, force: Tensor) -> Solution:
-        """(1, P) H^-1 times the force (P,), divided by N, with the matrix of all N examples."""
-        share, scale = force[None] / len(self.problem), self._data_scale()
+    def solve(self, vectors: Tensor) -> Solution:
+        """(H + damping I)^-1 v for a stack (K, P), with the matrix of all N examples.
+
+        A curvature that was fitted for removals under `renormalize` has the data part of N - 1.
+        """
+        scale = self._data_scale()
         if scale == 1:
-            return self.ihvp.solve(share)
-        return self.ihvp.solve_changed(share, data_factor=1 / scale, change=torch.zeros_like)
+            return self.ihvp.solve(vectors)
+        return self.ihvp.solve_changed(vectors, data_factor=1 / scale, change=torch.zeros_like)
 
     def _newton(self, pull: Pull) -> tuple[Tensor, dict[str, Any]]:
         """(1, P) the minimum of the changed objective (`whence.calculus.changes`).

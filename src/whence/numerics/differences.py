@@ -40,8 +40,8 @@ def affine_jacobian(function: Map, table: np.ndarray) -> np.ndarray | None:
         (d, k), or None.
     """
     middle, spread = table.mean(0), spreads(table)
-    random = np.random.default_rng(0)
-    moves = random.standard_normal((len(_REACHES), 2, _PROBES, len(middle)))
+    generator = np.random.default_rng(0)
+    moves = generator.standard_normal((len(_REACHES), 2, _PROBES, len(middle)))
     moves *= np.array(_REACHES)[:, None, None, None] * spread
     one, other = moves.swapaxes(0, 1).reshape(2, -1, len(middle))
     try:
@@ -63,7 +63,7 @@ def affine_jacobian(function: Map, table: np.ndarray) -> np.ndarray | None:
 
 
 def pull_back(
-    function: Map, rows: np.ndarray, slopes: np.ndarray, spread: np.ndarray
+    function: Map, rows: np.ndarray, slopes: np.ndarray, *, spread: np.ndarray
 ) -> np.ndarray:
     """Derivatives carried back through a map by central differences.
 

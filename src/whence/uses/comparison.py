@@ -20,7 +20,7 @@ from whence.core.display import Display
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Scores
 from whence.errors import BadArgument, BadData
-from whence.explanation import fit
+from whence.explanation import MethodLike, fit
 from whence.methods import Fitted
 from whence.methods.base import MeasurementLike
 from whence.numerics import stats
@@ -231,33 +231,43 @@ _ROWS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Views:
+    """How the same examples look to the second model, and to the distances.
+
+    Args:
+        queries_b: the queries as `problem_b` reads them, where that is another form.
+        inputs: `(train inputs (N, ...), query inputs (Q, ...))` between which distances are
+            measured; by default the raw inputs of `problem_a` and `queries`.
+    """
+
+    queries_b: object = None
+    inputs: tuple[object, object] | None = None
+
+
 def compare(
     problem_a: Problem | Fitted,
     problem_b: Problem | Fitted,
     queries: object,
     *,
-    queries_b: object = None,
-    inputs: tuple[object, object] | None = None,
+    views: Views = Views(),
     k: int = 10,
     measurement: MeasurementLike = None,
+    method: MethodLike = "auto",
 ) -> Comparison:
     """How two models use the same training data for the same queries.
 
         distances[q, i] = |x_q - x_i|        Euclidean, over all numbers of the raw inputs
 
-    Each model is scored by the method that "auto" means for it; for another one pass what
-    `whence.fit(problem, method)` returned in the place of the problem.
-
     Args:
-        problem_a: the first model.
+        problem_a: the first model, or what `whence.fit` returned for it.
         problem_b: the second, trained on the same examples in the same order, under the same ids
             and labels; how it prepares its inputs may differ.
         queries: `(inputs, targets)` as `problem_a` reads them, and `problem_b` too.
-        queries_b: the same queries as `problem_b` reads them, where that is another form.
-        inputs: `(train inputs (N, ...), query inputs (Q, ...))` between which distances are
-            measured; by default the raw inputs of `problem_a` and `queries`.
+        views: other forms of the queries for `problem_b`, other inputs for the distances.
         k: how many of the strongest proponents are looked at.
         measurement: as for `explain`, of both models.
+        method: as for `explain`, of both models, where they are not fitted yet.
 
     Returns:
         Both scores, distances, and the numbers that compare them.
@@ -269,7 +279,9 @@ def compare(
 
     Source: Koh & Liang 2017 (arXiv:1703.04730), section 5.1.
     """
-    fitted = [_fitted(problem_a), _fitted(problem_b)]
+    fitted = [
+        one if isinstance(one, Fitted) else fit(one, method) for one in (problem_a, problem_b)
+    ]
     first, second = (one.problem for one in fitted)
     _check_alike(first, second)
     if not 1 <= k <= len(first):
@@ -279,9 +291,10 @@ def compare(
             remedy="Give a whole number from 1 to the number of training examples.",
         )
     asked = first.queries(queries)
-    asked_b = second.queries(queries if queries_b is None else queries_b)
+    asked_b = second.queries(queries if views.queries_b is None else views.queries_b)
     warnings = _check_queries(first, second, asked, asked_b)
-    distances = _distances(first, queries, asked) if inputs is None else _between(*inputs)
+    given = views.inputs
+    distances = _distances(first, queries, asked) if given is None else _between(*given)
     if distances.shape != (len(asked), len(first)):
         raise BadData(
             found=f"inputs holds {distances.shape[1]:,} training inputs and "
@@ -301,10 +314,6 @@ def compare(
         pictures=_pictures(first, scores, _names(first, second), distances[0]),
         warnings=(*warnings, *reports),
     )
-
-
-def _fitted(model: Problem | Fitted) -> Fitted:
-    return model if isinstance(model, Fitted) else fit(model)
 
 
 def _names(first: Problem, second: Problem) -> tuple[str, str]:

@@ -399,25 +399,13 @@ def _derivatives(
     batch, raw = problem.batch(places), problem.data.raw(places)
     _, slopes = measurement_gradients(problem, problem.measurement(measurement), asked)
     try:
-        psi = _solve(fitted, slopes.mean(0, keepdim=True))
+        psi = fitted.solve(slopes.mean(0, keepdim=True)).vectors
         leaves = tree_leaves(problem.data.pull_back(raw, input_effects(problem, psi, batch)))
     except (Unsupported, NonFinite) as error:
         return None, (), (f"Which features of an example matter is not known: {error.found}",)
     flat = [leaf[0].detach().double().cpu().flatten(1) for leaf in leaves]
     values = torch.cat(flat, 1).numpy()
     return values, _names(problem, raw, values.shape[1]), ()
-
-
-def _solve(fitted: FittedInfluence, vectors: Tensor) -> Tensor:
-    """(H + damping I)^-1 v with all N examples.
-
-    A curvature that was fitted for removals under `renormalize` has the data part of N - 1.
-    """
-    problem = fitted.problem
-    if not (fitted.is_newton and problem.renormalize):
-        return fitted.ihvp.solve(vectors).vectors
-    share = (len(problem) - 1) / len(problem)
-    return fitted.ihvp.solve_changed(vectors, data_factor=share, change=torch.zeros_like).vectors
 
 
 def _names(problem: Problem, raw: Any, count: int) -> tuple[str, ...]:

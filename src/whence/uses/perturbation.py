@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from whence.calculus.gradients import input_effects, measurement_gradients
@@ -26,7 +25,6 @@ from whence.core.display import Display
 from whence.core.heatmap import heat_map
 from whence.core.problem import Problem
 from whence.core.scores import Measurement
-from whence.curvature.base import Solution
 from whence.errors import BadArgument, Unsupported
 from whence.explanation import MethodLike, fit
 from whence.methods import Fitted
@@ -238,7 +236,7 @@ def perturb(
     asked = problem.queries(queries)
     measured = problem.measurement(measurement)
     baseline, slopes = measurement_gradients(problem, measured, asked)
-    solution = _solve(fitted, slopes)
+    solution = fitted.solve(slopes)
     effects = problem.data.pull_back(raw, input_effects(problem, solution.vectors, batch))
     values = tree_map(lambda leaf: leaf[:, 0].detach().double().cpu().numpy(), effects)
     return Perturbation(
@@ -267,18 +265,6 @@ def _influence(fitted: Fitted) -> FittedInfluence:
         why="The effect of a changed input goes through the response of the parameters.",
         remedy='Use method="exact", "cg" or another curvature.',
     )
-
-
-def _solve(fitted: FittedInfluence, vectors: Tensor) -> Solution:
-    """(H + damping I)^-1 v with all N examples.
-
-    A curvature that was fitted for removals under `renormalize` has the data part of N - 1.
-    """
-    problem = fitted.problem
-    if not (fitted.is_newton and problem.renormalize):
-        return fitted.ihvp.solve(vectors)
-    share = (len(problem) - 1) / len(problem)
-    return fitted.ihvp.solve_changed(vectors, data_factor=share, change=torch.zeros_like)
 
 
 def _names(problem: Problem, raw: Any, values: Tree) -> tuple[str, ...]:

@@ -20,17 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from whence.calculus.following import RESIDUAL, Follower, make_follower
 from whence.calculus.gradients import input_effects, measure, measurement_gradients
-from whence.calculus.products import CurvatureMatrix, MatrixName, example_pull, hessian_is_ggn
-from whence.calculus.retraining import (
-    DENSE_PARAMETERS,
-    Goal,
-    NewtonTraining,
-    Objectives,
-    Preconditioner,
-    hessian_preconditioner,
-    minimise,
-)
+from whence.calculus.retraining import NewtonTraining
 from whence.core.batches import Data, Tree
 from whence.core.changes import Change, replacement
 from whence.core.display import Display, describe
@@ -39,9 +31,8 @@ from whence.core.prepared import numeric_table
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.core.training import CallableTraining
-from whence.errors import BadArgument, CannotRetrain, NotConverged, Unsupported
+from whence.errors import BadArgument, CannotRetrain, Unsupported
 from whence.methods.base import MeasurementLike
-from whence.numerics.linalg import block_cg
 from whence.progress import track
 from whence.sections import Block, Gallery, Section, Table
 from whence.store.jsonable import as_json, json_text
@@ -58,13 +49,6 @@ _HALVINGS = 4
 
 _NEGLIGIBLE = 1e-2
 """An attack ends where a step does this small a part of what its best step did."""
-
-_RESIDUAL = 1e-3
-"""Of the solve, relative: only the signs of the derivatives decide about a step."""
-
-_LEFT = 1e-6
-"""Gradient that a retraining leaves, as a share of one example's pull: a step of 0.02 grey levels
-changes about a thousandth of that pull."""
 
 _RENEWED, _RENEWED_PARAMETERS = 5, 1024
 """Accepted steps after which the inverse Hessian is made anew, and up to which P: the changed
@@ -303,15 +287,15 @@ def poison(
     _check_numbers(step, box, attack)
     _check_model(problem)
     named = _named(problem, examples)
-    trainer = _trainer(problem)
-    aim = _Aim(trainer.clean.queries(queries), problem.measurement(measurement))
-    before, answers = aim.look(trainer.clean)
+    follower = _follower(problem)
+    aim = _Aim(follower.clean.queries(queries), problem.measurement(measurement))
+    before, answers = aim.look(follower.clean)
     was_right = aim.are_right(answers)
     if not was_right.any():
         raise _nothing_to_flip(len(was_right))
     rows = np.flatnonzero(was_right)
     groups = [rows] if attack.target == "together" else list(rows[:, None])
-    walk = _Walk(trainer, named, step, box, attack)
+    walk = _Walk(follower, named, step, box, attack)
     runs = [walk.run(aim.at(group)) for group in track(groups, "Attacking")]
     final = [_train_again(problem, run) for run in runs]
     settings = {"step": step, "box": box, **asdict(attack), "examples": named.count}
@@ -324,13 +308,13 @@ def poison(
         was_right=was_right,
         before=before,
         measurement=aim.measurement,
-        train_accuracy=(_accuracy(trainer.clean), np.array([_accuracy(m) for m in final])),
-        rest_accuracy=_rest_accuracy(aim, trainer.clean, final, groups),
+        train_accuracy=(_accuracy(follower.clean), np.array([_accuracy(m) for m in final])),
+        rest_accuracy=_rest_accuracy(aim, follower.clean, final, groups),
         settings=settings,
         pictures=_pictures(problem, runs[:_SHOWN], box * walk.grey_level),
         report={
             "trained_by": problem.training.name if problem.training else NewtonTraining().name,
-            "gradient_goal": trainer.goal.norm,
+            "residual_goal": RESIDUAL,
             "warnings": list(problem.notes),
         },
     )
@@ -388,81 +372,14 @@ class _Aim:
         return measurement_gradients(problem, self.measurement, self.queries)[1].mean(0)[None]
 
 
-@dataclass(frozen=True, eq=False)
-class _Trainer:
-    """Trains again from where the model was, with an inverse Hessian from nearby.
-
-    Args:
-        clean: the clean problem at its optimum.
-        precondition: the inverse Hessian there, or at a later state of the attack.
-        goal: gradient at which a training ends.
-        kind: the cheaper matrix of those that equal the Hessian.
-    """
-
-    clean: Problem
-    precondition: Preconditioner
-    goal: Goal
-    kind: MatrixName
-
-    def train(self, problem: Problem) -> Problem:
-        """The problem at the optimum near its parameters."""
-        ones = torch.ones(1, len(problem), dtype=problem.dtype, device=problem.device)
-        found = minimise(
-            Objectives(problem, ones),
-            problem.parameters.detach()[None],
-            self.precondition,
-            goal=self.goal,
-            max_steps=_MOST_STEPS,
-        )
-        return problem.at(found.parameters[0])
-
-    def renewed(self, problem: Problem) -> "_Trainer":
-        """The same with the inverse Hessian of this state."""
-        return replace(self, precondition=hessian_preconditioner(problem))
-
-    def solve(self, problem: Problem, vectors: Tensor) -> Tensor:
-        """(K, P) H^-1 v with the Hessian at the present data and parameters."""
-        matrix = CurvatureMatrix(problem, self.kind)
-        return block_cg(
-            matrix,
-            vectors,
-            tolerance=_RESIDUAL,
-            max_steps=problem.size + 20,
-            preconditioner=self.precondition,
-        ).solution
-
-
-_TRAINERS: WeakKeyDictionary[Problem, _Trainer] = WeakKeyDictionary()
+_FOLLOWERS: WeakKeyDictionary[Problem, Follower] = WeakKeyDictionary()
 """Making one takes two seconds for 512 parameters; the next attack on the problem saves them."""
 
 
-def _trainer(problem: Problem) -> _Trainer:
-    if problem not in _TRAINERS:
-        _TRAINERS[problem] = _make_trainer(problem.widened())
-    return _TRAINERS[problem]
-
-
-def _make_trainer(problem: Problem) -> _Trainer:
-    if problem.size > DENSE_PARAMETERS:
-        raise CannotRetrain(
-            found=f"The model has {problem.size:,} parameters.",
-            why="An attack trains again after every step, with the dense Hessian of up to "
-            f"{DENSE_PARAMETERS:,}.",
-            remedy="Attack the head alone: give the layers below it as features=.",
-        )
-    ones = torch.ones(1, len(problem), dtype=problem.dtype, device=problem.device)
-    try:
-        optimum = NewtonTraining().retrain(problem, ones).parameters[0]
-    except NotConverged as error:
-        raise CannotRetrain(
-            found=f"The model as it is cannot be trained again: {error.found}",
-            why="After every step of the attack the model is trained to its optimum.",
-            remedy="Attack a model with an optimum: a head on frozen features=, with weight decay.",
-        ) from error
-    clean = problem.at(optimum)
-    smallest = _LEFT * (example_pull(clean) or 1 / len(clean))
-    kind: MatrixName = "ggn" if hessian_is_ggn(clean) else "hessian"
-    return _Trainer(clean, hessian_preconditioner(clean), Goal(smallest, smallest), kind)
+def _follower(problem: Problem) -> Follower:
+    if problem not in _FOLLOWERS:
+        _FOLLOWERS[problem] = make_follower(problem.widened())
+    return _FOLLOWERS[problem]
 
 
 @dataclass(frozen=True, eq=False)
@@ -470,7 +387,7 @@ class _Point:
     """A state of the attack: what the examples have become, and the model trained on that.
 
     Args:
-        trainer: knows an inverse Hessian from nearby.
+        follower: knows an inverse Hessian from nearby.
         problem: with the poisoned contents, at its optimum.
         change: from the clean contents.
         raw: (M, *raw shape) poisoned raw inputs.
@@ -478,7 +395,7 @@ class _Point:
         answers: of the model on the queries.
     """
 
-    trainer: _Trainer
+    follower: Follower
     problem: Problem
     change: Change
     raw: Tree
@@ -515,7 +432,7 @@ class _Named:
 class _Walk:
     """Projected steps along signs, for any aim."""
 
-    trainer: _Trainer
+    follower: Follower
     named: _Named
     step: float
     box: float
@@ -524,7 +441,7 @@ class _Walk:
     @property
     def data(self) -> Data:
         """The clean training data, which knows how raw inputs are prepared."""
-        return self.trainer.clean.data
+        return self.follower.clean.data
 
     @property
     def grey_level(self) -> float:
@@ -554,7 +471,7 @@ class _Walk:
                 ending = "every prediction flipped"
                 break
             if now.problem.size <= _RENEWED_PARAMETERS and len(actual) % _RENEWED == 0:
-                now = replace(now, trainer=now.trainer.renewed(now.problem))
+                now = replace(now, follower=now.follower.renewed(now.problem))
             gain, best = abs(actual[-1]), max(map(abs, actual))
             if gain < _NEGLIGIBLE * best:
                 ending = "almost every number is at the edge of the box"
@@ -583,18 +500,18 @@ class _Walk:
         return None, _HALVINGS + 1
 
     def _start(self, aim: _Aim) -> _Point:
-        clean = self.trainer.clean
+        clean = self.follower.clean
         positions = self.named.positions
         if positions is None:
-            positions = self._choose(self.trainer.solve(clean, aim.slope(clean)))
+            positions = self._choose(self.follower.solve(clean, aim.slope(clean)))
         raw = _numbers(self.data.raw(torch.from_numpy(positions)))
         self._check_inside(raw, positions)
         change = replacement(clean, positions, self.data.prepare(raw))
-        return _Point(self.trainer, clean, change, raw, *aim.look(clean))
+        return _Point(self.follower, clean, change, raw, *aim.look(clean))
 
     def _choose(self, psi: Tensor) -> np.ndarray:
         """(M,) positions of the examples with the largest sum of |derivatives|, largest first."""
-        clean, count = self.trainer.clean, self.named.count
+        clean, count = self.follower.clean, self.named.count
         parts = [_sizes(input_effects(clean, psi, b), self.data) for b in clean.batches()]
         order = torch.cat(parts).argsort(descending=True, stable=True).cpu()
         if not self.data.is_prepared:
@@ -610,7 +527,7 @@ class _Walk:
 
     def _slope(self, aim: _Aim, now: _Point) -> Tree:
         """(M, *raw shape) derivative of the mean measurement, with the Hessian as it is now."""
-        psi = now.trainer.solve(now.problem, aim.slope(now.problem))
+        psi = now.follower.solve(now.problem, aim.slope(now.problem))
         effects = input_effects(now.problem, psi, now.problem.batch(now.change.positions))
         return tree_map(lambda leaf: leaf[0], self.data.pull_back(now.raw, effects))
 
@@ -626,18 +543,18 @@ class _Walk:
     def _moved(self, raw: Tree, slope: Tree, step: float, limits: tuple[Tree, Tree]) -> Tree:
         length = step * self.grey_level
 
-        def move(x: Tensor, g: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        def _move(x: Tensor, g: Tensor, low: Tensor, high: Tensor) -> Tensor:
             return torch.clamp(x + length * g.sign().to(x), low, high)
 
-        return tree_map(move, raw, slope, *limits)
+        return tree_map(_move, raw, slope, *limits)
 
     def _look(self, aim: _Aim, now: _Point, raw: Tree) -> _Point:
         """The state with these raw inputs, trained again from where the model is now."""
         inputs = self.data.prepare(raw)
         change = replace(now.change, inputs=inputs)
-        contents = change.contents(self.trainer.clean).at(now.problem.parameters)
-        problem = now.trainer.train(contents)
-        return _Point(now.trainer, problem, change, raw, *aim.look(problem))
+        contents = change.contents(self.follower.clean).at(now.problem.parameters)
+        problem = now.follower.follow(contents)
+        return _Point(now.follower, problem, change, raw, *aim.look(problem))
 
     def _check_inside(self, raw: Tree, positions: np.ndarray) -> None:
         low, high = self.attack.bounds
@@ -653,10 +570,6 @@ class _Walk:
                     remedy="Give the smallest and largest value that an image can have: "
                     "attack=Attack(bounds=(low, high)).",
                 )
-
-
-_MOST_STEPS = 200
-"""Of one retraining; from the optimum before a step it takes about five."""
 
 
 def _sizes(slopes: Tree, data: Data) -> Tensor:
