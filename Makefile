@@ -24,7 +24,7 @@ types: .venv/installed-dev
 unit: export OMP_NUM_THREADS = 1
 unit: export OMP_WAIT_POLICY = PASSIVE
 unit: .venv/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 wheel: .venv/installed-dev
 	$(BIN)/python -m build --no-isolation
