@@ -104,7 +104,7 @@ class Perturbation(Result):
         return Section(
             kind="perturb",
             title=f"Small changes of training example {self.example}",
-            sentence=self._sentence(),
+            sentence=self.sentence,
             blocks=(*self._pictures(), self._table()),
             warnings=tuple(self.report.get("warnings", ())),
         )
@@ -128,7 +128,9 @@ class Perturbation(Result):
         leaves = [leaf.reshape(len(self.query_ids), -1) for leaf in tree_leaves(self.values)]
         return np.concatenate(leaves, axis=1)
 
-    def _sentence(self) -> str:
+    @property
+    def sentence(self) -> str:
+        """What was found, in words."""
         totals = self.largest_step(1.0)
         strongest = int(totals.argmax())
         name = self.measurement.name

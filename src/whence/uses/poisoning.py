@@ -169,7 +169,7 @@ class Poisoning(Result):
         return Section(
             kind="poison",
             title="Training images that flip a prediction",
-            sentence=self._sentence(),
+            sentence=self.sentence,
             blocks=blocks,
             warnings=tuple(self.report.get("warnings", ())),
         )
@@ -207,7 +207,9 @@ class Poisoning(Result):
         }
         return json.loads(json_text(as_json(values, "poisoning")))
 
-    def _sentence(self) -> str:
+    @property
+    def sentence(self) -> str:
+        """What was found, in words."""
         count = max(len(outcome.examples) for outcome in self.outcomes)
         images = "one training image" if count == 1 else f"{count} training images"
         change = max(outcome.largest_change for outcome in self.outcomes)
