@@ -310,6 +310,15 @@ def test_a_section_stands_below_the_queries_with_a_link_above_them(complete):
     assert "1 warning" in source
 
 
+def test_a_warning_is_told_once_on_a_page(make_problem, make_scores):
+    problem = make_problem()
+    sections = [found(warnings=["careful", "own", "own"]), found(title="Another")]
+    story = tell(problem, make_scores(problem, 1), sections=sections)
+    source = render(story | {"warnings": ["careful"]})
+    assert (source.count("<li>careful</li>"), source.count("<li>own</li>")) == (1, 1)
+    assert render(story).count("<li>careful</li>") == 1
+
+
 def test_a_page_of_one_section_is_headed_by_it_and_says_nothing_twice(make_problem):
     source = render(tell_sections([found(*BLOCKS)], problems=[make_problem()]))
     page = Page(source)
@@ -375,7 +384,7 @@ def test_a_huge_gallery_is_cut_with_a_count_of_what_is_left_out():
     gallery = Gallery([(PICTURE, f"example {i}") for i in range(MOST_PICTURES + 2)], "Many.")
     page = Page(render(tell_sections([found(gallery)])))
     assert len(page.all("img")) == MOST_PICTURES
-    assert "Many. 2 more pictures are not shown." in page.text["figcaption"]
+    assert "2 more pictures are not shown." in page.text["p"]
 
 
 def test_empty_blocks_say_so():

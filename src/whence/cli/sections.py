@@ -41,7 +41,7 @@ def draw_section(section: Json) -> Iterator[RenderableType]:
     section = for_terminal(section)
     yield Text(section["title"], style="bold")
     yield section["sentence"]
-    for warning in section["warnings"]:
+    for warning in dict.fromkeys(section["warnings"]):
         yield warning_line(warning)
     for block in section["blocks"]:
         yield ""

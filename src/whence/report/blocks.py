@@ -320,7 +320,7 @@ def bars(block: Mapping[str, Any]) -> Markup:
     ]
     row = {"field": "row", "type": "ordinal", "axis": None, "scale": {"paddingInner": 0.3}}
     across = _axis("value", on_lines(block["title"], 350)) | {"scale": {"zero": True}}
-    named: Spec = {"type": "text", "limit": 165, "fontSize": 12, "baseline": "middle"}
+    named: Spec = {"type": "text", "limit": 180, "fontSize": 12, "baseline": "middle"}
     layers: list[Spec] = [
         {"mark": {"type": "bar", "color": "var(--bar)"}, "encoding": _bar(across)},
         {
@@ -329,7 +329,7 @@ def bars(block: Mapping[str, Any]) -> Markup:
         },
         {
             "mark": named | {"align": "left", "color": "var(--ink-soft)"},
-            "encoding": {"x": {"value": 198}, "text": {"field": "text"}},
+            "encoding": {"x": {"value": 183}, "text": {"field": "text"}},
         },
         {
             "mark": {"type": "rule", "color": "var(--ink-faint)"},
@@ -337,13 +337,13 @@ def bars(block: Mapping[str, Any]) -> Markup:
         },
     ]
     spec = {
-        "width": 190,
+        "width": 175,
         "height": {"step": 24},
         "data": {"values": marks},
         "encoding": {"y": row},
         "layer": layers,
     }
-    return draw(spec, _bars_words(block, len(values)), "bars", least=430)
+    return draw(spec, _bars_words(block, len(values)), "bars", least=440)
 
 
 def _bar(across: Spec) -> Spec:
