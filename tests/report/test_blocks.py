@@ -71,7 +71,7 @@ def test_every_point_of_a_scatter_tells_its_numbers_and_its_group():
         "query 7, same label: predicted (logits) 0.250, actual (logits) −1.50",
         "another: predicted (logits) 2.00, actual (logits) 3.00",
     ]
-    assert "2 points in the groups same label, another" in head(svg)
+    assert "2 points in the groups another, same label" in head(svg)
     assert "from 0.250 to 2.00 across and from −1.50 to 3.00 upwards" in head(svg)
 
 
@@ -82,6 +82,16 @@ def test_groups_have_a_legend_and_a_shape_each_as_long_as_they_can_be_told_apart
         assert ("legend" in svg) == has_legend
         assert len(shapes(svg)) == (count if has_legend else 1)
         assert len(marks(svg, "point")) == 14
+
+
+def test_a_group_has_the_same_colour_whatever_point_comes_first():
+    grouped = [p | {"group": "ab"[i % 2]} for i, p in enumerate(points(4))]
+    one, other = (
+        scatter(Scatter(rows, "x", "y").to_json()) for rows in (grouped, list(reversed(grouped)))
+    )
+    for svg in (one, other):
+        assert set(re.findall(r'label="a: [^>]*fill="([^"]*)"', svg)) == {"var(--series-1)"}
+        assert set(re.findall(r'label="b: [^>]*fill="([^"]*)"', svg)) == {"var(--series-2)"}
 
 
 def test_only_axes_of_one_unit_have_the_line_where_both_are_equal():

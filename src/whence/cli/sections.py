@@ -10,7 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from whence.cli.tables import excerpt, plain_table, warning_line
-from whence.report.blocks import MOST_BARS, MOST_PICTURES, Grid, grid, has_content, left_out
+from whence.report.blocks import (
+    MOST_BARS,
+    MOST_PICTURES,
+    Grid,
+    grid,
+    groups_of,
+    has_content,
+    left_out,
+)
 from whence.report.sentences import number
 from whence.report.texts import for_terminal
 
@@ -159,15 +167,15 @@ def _draw_scatter(block: Json) -> Iterator[RenderableType]:
     if block["is_identity"]:
         for column in range(WIDTH):
             field[HEIGHT - 1 - column * HEIGHT // WIDTH][column] = "."
-    groups = list(dict.fromkeys(point.get("group") for point in points))
+    groups = groups_of(points)
     letters = {group: MARKS[min(i, len(MARKS) - 1)] for i, group in enumerate(groups)}
     for point in points:
         column, row = _place(point["x"], across, WIDTH), _place(point["y"], upwards, HEIGHT)
-        field[HEIGHT - 1 - row][column] = letters[point.get("group")]
+        field[HEIGHT - 1 - row][column] = letters.get(str(point.get("group")), MARKS[0])
     yield Text(block["y"])
     yield _framed(field, upwards)
     yield Text(_axis_words(block["x"], across))
-    key = [f"{letter} {group}" for group, letter in letters.items() if group is not None]
+    key = [f"{letter} {group}" for group, letter in letters.items()]
     if block["is_identity"]:
         key.append(". where both are equal")
     if key:

@@ -123,24 +123,28 @@ def scatter(block: Mapping[str, Any]) -> Markup:
         | ({"group": str(p["group"])} if p.get("group") is not None else {})
         for p in points
     ]
-    groups = groups_of(marks)
+    groups = groups_of(block["points"])
     shown = shown_of(len(points), len(block["points"]))
     named = f" in the groups {', '.join(groups)}" if len(groups) > 1 else ""
     words = f"Scatter plot of {block['y']} against {block['x']}: {shown}{named}{_span(marks)}."
     axes = (block["x"], block["y"])
-    return draw(plane(marks, axes, is_identity=bool(block["is_identity"])), words, "scatter")
+    spec = plane(marks, axes, groups=groups, is_identity=bool(block["is_identity"]))
+    return draw(spec, words, "scatter")
 
 
-def plane(marks: list[Json], titles: tuple[str, str], *, is_identity: bool) -> Spec:
+def plane(
+    marks: list[Json], titles: tuple[str, str], *, groups: list[str], is_identity: bool
+) -> Spec:
     """The specification of a scatter.
 
     Args:
         marks: with "x", "y", "words" and possibly "group".
         titles: of the horizontal and of the vertical axis.
+        groups: in the order of their colours.
         is_identity: whether y = x is drawn, and both axes run over one range.
     """
     domain = _common_domain(marks) if is_identity else None
-    layers = [_points(marks)]
+    layers = [_points(marks, groups)]
     if domain is not None:
         layers.insert(0, _identity(domain))
     side = 330
@@ -152,9 +156,9 @@ def plane(marks: list[Json], titles: tuple[str, str], *, is_identity: bool) -> S
     return {"width": side, "height": side, "layer": layers}
 
 
-def groups_of(marks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The groups of some marks, in the order in which they come."""
-    return list(dict.fromkeys(mark["group"] for mark in marks if "group" in mark))
+def groups_of(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The groups of some points in alphabetical order, so that charts side by side agree."""
+    return sorted({str(p["group"]) for p in points if p.get("group") is not None})
 
 
 def shown_of(drawn: int, total: int) -> str:
@@ -162,10 +166,9 @@ def shown_of(drawn: int, total: int) -> str:
     return count(drawn, "point") if drawn == total else f"{number(drawn)} of {number(total)} points"
 
 
-def _points(marks: list[Json]) -> Spec:
+def _points(marks: list[Json], groups: list[str]) -> Spec:
     encoding: Spec = {"description": {"field": "words"}}
     mark: Spec = {"type": "point", "filled": True, "size": 46, "opacity": 0.75}
-    groups = groups_of(marks)
     if 1 < len(groups) <= MOST_COLORS:
         key = {"field": "group", "type": "nominal", "legend": legend_of(groups)}
         colors, shapes = series_colors(len(groups)), list(SHAPES[: len(groups)])

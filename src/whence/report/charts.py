@@ -41,7 +41,9 @@ def scatter(verification: Mapping[str, Any], measurement: Mapping[str, Any]) -> 
         }
         for point in points
     ]
-    spec = plane(marks, _titles(measurement), is_identity=measurement["is_calibrated"])
+    groups = list(dict.fromkeys(mark["group"] for mark in marks))
+    is_calibrated = measurement["is_calibrated"]
+    spec = plane(marks, _titles(measurement), groups=groups, is_identity=is_calibrated)
     return draw(spec, _scatter_words(verification, len(points)), "scatter")
 
 
