@@ -209,7 +209,7 @@ def test_suspects_are_the_first_of_the_ranking_with_what_is_known_of_them():
 def test_of_a_hinge_no_probability_is_claimed():
     case = problems.smooth_hinge()
     found = find_mislabels(case.problem)
-    assert found.by == "self_influence"
+    assert found.by == "loss"
     assert "left-out loss needs probabilities" in found.reason
     assert set(found.suspicion) == set(RANKINGS) - {"confidence", "left_out_loss"}
     assert found.probabilities is None
@@ -257,7 +257,7 @@ def test_what_is_asked_for_is_computed_solve_by_solve(by):
 
 def test_without_a_scale_only_the_order_of_self_influence_is_told():
     found = find_mislabels(problems.multinomial().problem, method="graddot")
-    assert found.by == "self_influence"
+    assert found.by == "loss"
     assert "left_out_loss" not in found.suspicion
     assert found.units["self_influence"] == "arbitrary"
 

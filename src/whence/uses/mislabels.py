@@ -49,8 +49,8 @@ from whence.uses.base import Result
 RANKINGS = ("left_out_loss", "self_influence", "loss", "margin", "confidence", "random")
 """Every `by`, besides "auto"."""
 
-BEST = ("left_out_loss", "self_influence")
-"""What "auto" stands for, the first that exists; measured in `experiments/mislabels`."""
+BEST, NEXT_BEST = "left_out_loss", "loss"
+"""What "auto" stands for, and where that does not exist: see `experiments/mislabels`."""
 
 _WORDS = {
     "self_influence": "self-influence",
@@ -465,11 +465,10 @@ def _resolve(
 ) -> tuple[str, str]:
     if by != "auto":
         return by, "asked for"
-    if fitted is None:
-        return "loss", obstacle
-    if BEST[0] in made:
-        return BEST[0], "the best on the data sets where it was measured"
-    return BEST[1], "the left-out loss needs probabilities and effects with a scale"
+    if BEST in made:
+        return BEST, "the best on the data sets where it was measured"
+    needs = "the left-out loss needs probabilities and effects with a scale"
+    return NEXT_BEST, needs if fitted is not None else obstacle
 
 
 def _suspicions(
