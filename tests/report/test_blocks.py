@@ -3,7 +3,7 @@ import re
 import pytest
 
 from whence.report import blocks
-from whence.report.blocks import MOST_BARS, MOST_POINTS, MOST_ROWS, bars, grid, lines, scatter
+from whence.report.blocks import MOST_BARS, MOST_POINTS, MOST_ROWS, bars, chart, grid, scatter
 from whence.sections import Bars, Gallery, Lines, Scatter, Table
 
 HOSTILE = '</svg><script>"&alert(1)</script>'
@@ -106,56 +106,6 @@ def test_very_many_points_are_thinned_and_the_caption_says_so():
     assert blocks.chart_note(Scatter(points(3), "x", "y").to_json()) == ""
 
 
-# --------------------------------------------------------------------------------- lines
-
-
-def curves(count=2, length=5, **parts):
-    return {
-        f"curve {k}": {"x": list(range(length)), "y": [k + 0.5 * i for i in range(length)], **parts}
-        for k in range(count)
-    }
-
-
-@pytest.mark.parametrize("length", [5, 101])
-def test_every_place_of_a_curve_is_a_mark_with_its_numbers(length):
-    svg = lines(Lines(curves(2, length), "checked (share)", "found (share)").to_json())
-    told = marks(svg, "point")
-    assert len(told) == 2 * length
-    assert "curve 1: found (share) 1.50 at checked (share) 1" in told
-    assert "curve 0 from 0 at 0 to 2.00 at 4" in head(svg) or length > 5
-
-
-def test_curves_are_told_apart_by_more_than_colour():
-    few, many = (lines(Lines(curves(2, n), "x", "y").to_json()) for n in (5, 101))
-    assert (len(shapes(few)), len(shapes(many))) == (2, 1)
-    assert "stroke-dasharray" in many
-    for svg in (few, many):
-        assert ">curve 1<" in svg
-
-
-def test_one_curve_has_no_legend():
-    assert "legend" not in lines(Lines(curves(1), "x", "y").to_json())
-
-
-def test_an_error_is_a_band_and_is_told():
-    svg = lines(Lines(curves(1, error=[0.25] * 5), "x", "y").to_json())
-    assert 'aria-roledescription="area mark container"' in svg or "mark-area" in svg
-    assert "curve 0: y 0.500 ± 0.250 at x 1" in marks(svg, "point")
-    assert "mark-area" not in lines(Lines(curves(1), "x", "y").to_json())
-
-
-def test_places_of_a_curve_that_are_no_numbers_are_left_out():
-    series = {"a": {"x": [0, 1, 2], "y": [1.0, float("nan"), 3.0]}}
-    told = marks(lines(Lines(series, "x", "y").to_json()), "point")
-    assert told == ["a: y 1.00 at x 0", "a: y 3.00 at x 2"]
-
-
-def test_more_curves_than_colours_are_all_drawn():
-    svg = lines(Lines(curves(9), "x", "y").to_json())
-    assert len(marks(svg, "point")) == 45
-    assert ">curve 8<" in svg
-
-
 # ---------------------------------------------------------------------------------- bars
 
 
@@ -245,7 +195,7 @@ def test_a_long_title_of_an_axis_is_broken_and_not_cut():
     title = "derivative of the log-probability of the label (nats per unit of the feature)"
     texts = [
         scatter(Scatter(points(3), title, title).to_json()),
-        lines(Lines(curves(1), title, title).to_json()),
+        chart(Lines({"a": {"x": [1], "y": [2]}}, title, title).to_json()),
         bars(Bars([("a", 1.0)], title).to_json()),
     ]
     for svg in texts:

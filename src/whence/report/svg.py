@@ -75,6 +75,19 @@ def on_lines(title: str, width: int) -> list[str]:
     return wrap(title, int(width / _LETTER)) or [""]
 
 
+def axis(field: str, title: list[str], domain: list[float] | None = None) -> Spec:
+    """An axis of numbers.
+
+    Args:
+        field: of the marks.
+        title: on as many lines as it takes.
+        domain: its two ends; by default those of the numbers.
+    """
+    scale = {"domain": domain, "nice": False} if domain else {"zero": False}
+    shape = {"title": title, "format": ".6~g"}
+    return {"field": field, "type": "quantitative", "scale": scale, "axis": shape}
+
+
 def legend_of(names: Sequence[str]) -> Spec:
     """A legend with as many names beside each other as there is room for."""
     longest = max(map(len, names), default=0)
