@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from whence.errors import WhenceError
     from whence.explanation import explain, fit
     from whence.methods.influence import Influence
-    from whence.report import write_report
+    from whence.report import write_report, write_sections
     from whence.sections import Section
     from whence.uses.comparison import Comparison, Views, compare
     from whence.uses.components import Components, components
@@ -57,6 +57,7 @@ _HOMES = {
     "preflight": "whence.costs",
     "Preflight": "whence.costs",
     "write_report": "whence.report",
+    "write_sections": "whence.report",
     "Influence": "whence.methods.influence",
     "Exact": "whence.curvature.exact",
     "CG": "whence.curvature.cg",
@@ -141,6 +142,7 @@ __all__ = [
     "upweight",
     "verify",
     "write_report",
+    "write_sections",
 ]
 
 
