@@ -479,7 +479,8 @@ class _Walk:
                 ending = "almost every number is at the edge of the box"
                 break
             left = self.attack.iterations - tried
-            if gain < best / 2 and aim.is_beyond(now.values, gain * left):
+            has_crossed = tried * self.step >= self.box  # until then steps may bring more again
+            if has_crossed and gain < best / 2 and aim.is_beyond(now.values, gain * left):
                 ending = "out of reach: steps bring less and less, and too few are left"
                 break
         return _Run(start, now, predicted, actual, tried, ending)
