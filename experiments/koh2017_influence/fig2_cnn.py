@@ -108,15 +108,15 @@ class Settings:
 
 SHORT = Settings(
     examples=80,
-    epochs=10,
+    epochs=20,
     batch=20,
     damping=1.0,
     removals=6,
-    steps=4,
+    steps=3,
     later_steps=2,
     checked=1,
-    rank=5,
-    searches=3,
+    rank=0,
+    searches=2,
     has_newton=False,
 )
 
