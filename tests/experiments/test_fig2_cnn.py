@@ -89,3 +89,15 @@ def test_the_short_mode_predicts_what_training_on_does(tmp_path: Path) -> None:
         assert result["agreement"][name]["pearson"] > 0.9
     assert result["model"]["parameters"] == 2616
     assert (tmp_path / "fig2_cnn.svg").read_text().startswith("<svg")
+
+
+def test_the_committed_figure_meets_the_paper() -> None:
+    path = FOLDER / "results" / "fig2_cnn.json"
+    if not path.is_file():
+        pytest.skip("the full run has not been made yet")
+    result = json.loads(path.read_text())
+
+    assert result["settings"]["examples"] == 5500
+    assert len(result["points"]["actual"]) == result["settings"]["removals"] == 100
+    for title in ("agreement", "agreement after twice the time"):
+        assert result[title]["first order"]["pearson"] >= result["pearson in the paper"]

@@ -59,3 +59,19 @@ def test_the_short_mode_attacks_and_takes_up_what_it_has(tmp_path: Path) -> None
     new, old = again["single"][1], result["single"][1]
     assert new["test image"] == old["test image"]
     assert new["strongest"]["margin"] == pytest.approx(old["strongest"]["margin"], rel=1e-3)
+
+
+def test_the_committed_attacks_keep_their_bounds() -> None:
+    path = FOLDER / "results" / "fig5_attack.json"
+    if not path.is_file():
+        pytest.skip("the full run has not been made yet")
+    result = json.loads(path.read_text())
+
+    check(result)
+    assert result["counts"]["attacked"] >= 100
+    assert result["settings"]["side"] == 227
+    assert result["settings"]["box"] == 0.5
+    assert result["clean"]["test accuracy"] > 0.99
+    assert len({facts["test image"] for facts in result["single"]}) == len(result["single"])
+    for group in result["groups"]:
+        assert len(group["test images"]) == 30
