@@ -59,7 +59,7 @@ WEIGHT_DECAY = 0.001
 MEAN = (123.0, 117.0, 104.0)
 CLASSES = ("fish", "dog")
 CHOICES = ("closest", "least sure")
-TOGETHER = 10
+TOGETHER = 5
 """Test images between two savings."""
 
 PAPER = {"one": 335 / 591, "two": 0.77}
