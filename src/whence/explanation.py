@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from whence.calculus.products import hessian_is_ggn
+from whence.calculus.products import decay_diagonal, hessian_is_ggn
 from whence.core.problem import Problem
 from whence.core.scores import Scores
 from whence.curvature.cg import CG
-from whence.curvature.dual import Dual, decay_diagonal, dual_bytes
+from whence.curvature.dual import Dual, dual_bytes
 from whence.curvature.exact import Exact
 from whence.errors import Stale
 from whence.methods import Fitted, Influence, Method, make_method

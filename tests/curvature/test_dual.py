@@ -15,10 +15,10 @@ import problems
 from problems import ALL, DEEP
 from whence.adapters import make_problem
 from whence.calculus.gradients import jacobians
-from whence.calculus.products import CurvatureMatrix
+from whence.calculus.products import CurvatureMatrix, decay_diagonal
 from whence.core.problem import Problem
 from whence.core.regularizers import Regularizer
-from whence.curvature.dual import Dual, decay_diagonal, dual_bytes
+from whence.curvature.dual import Dual, dual_bytes
 from whence.curvature.exact import Exact
 from whence.errors import BadArgument, NegativeCurvature, TooLarge, Unsupported
 

@@ -146,6 +146,21 @@ def hessian_is_ggn(problem: Problem) -> bool:
     return bool((full - ggn).norm() <= 1e3 * torch.finfo(problem.dtype).eps * full.norm())
 
 
+def decay_diagonal(problem: Problem) -> Tensor | None:
+    """(P,) diagonal of the Hessian of the regulariser; None where it is not diagonal.
+
+    A diagonal matrix times any vector is its row sums times that vector, entry by entry. Another
+    matrix fails this on a random vector with probability one.
+    """
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(problem.size, generator=generator, dtype=torch.float64)
+    vectors = torch.stack([torch.ones_like(probe), probe]).to(problem.parameters)
+    sums, found = CurvatureMatrix(problem).penalty_product(vectors).double()
+    gap = (found - sums * vectors[1].double()).norm()
+    is_diagonal = bool(gap <= 1e3 * torch.finfo(problem.dtype).eps * found.norm())
+    return sums if is_diagonal else None
+
+
 def _weighted(problem: Problem, parameters: Tensor, batch: Batch) -> Tensor:
     return (batch.weights * problem.losses(parameters, batch)).sum()
 

@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from whence.calculus.products import CurvatureMatrix
 from whence.core.problem import Problem
 from whence.errors import Unsupported
 from whence.numerics.linalg import Preconditioner, Product, block_cg
+
+AUTO_DAMPING = 0.1
+"""Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,29 @@ def solve_by_steps(
     )
     report = {"changed_residual": float(found.residuals.max()), "changed_steps": found.steps}
     return Solution(found.solution.to(vectors), report)
+
+
+def largest_residual(
+    matrix: CurvatureMatrix,
+    solved: Tensor,
+    vectors: Tensor,
+    *,
+    damping: float,
+    wanted: Tensor | None = None,
+) -> float:
+    """The largest |(H + damping I) x - v| / |v| over the rows of a stack, by one more product.
+
+    Args:
+        matrix: H as a linear map.
+        solved: (K, P) x.
+        vectors: (K, P) v, the right-hand sides as they were given.
+        damping: added to every eigenvalue.
+        wanted: (K, P) v less what was left out on purpose; default v.
+    """
+    product = matrix(solved.to(matrix.problem.parameters)).to(solved)
+    rest = product + damping * solved - (vectors if wanted is None else wanted)
+    norms = vectors.norm(dim=1).clamp_min(torch.finfo(rest.dtype).tiny)
+    return float((rest.norm(dim=1) / norms).max())
 
 
 class IHVP(ABC):

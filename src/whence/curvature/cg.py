@@ -9,7 +9,7 @@ from torch import Tensor
 
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
 from whence.core.problem import Problem
-from whence.curvature.base import IHVP, Curvature, Solution
+from whence.curvature.base import AUTO_DAMPING, IHVP, Curvature, Solution
 from whence.errors import BadArgument
 from whence.numerics.linalg import (
     Preconditioner,
@@ -18,9 +18,6 @@ from whence.numerics.linalg import (
     nystrom_preconditioner,
     trace,
 )
-
-AUTO_DAMPING = 0.1
-"""Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
 
 _SKETCH_EXAMPLES = 5000
 """Training examples behind the preconditioner; the solve itself always uses all of them."""

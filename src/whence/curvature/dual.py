@@ -10,14 +10,18 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from whence.calculus.gradients import jacobian_batch, jacobians, output_hessians
-from whence.calculus.products import CurvatureMatrix, hessian_is_ggn
+from whence.calculus.products import CurvatureMatrix, decay_diagonal, hessian_is_ggn
 from whence.core.problem import Problem
-from whence.curvature.base import IHVP, Curvature, Solution, solve_by_steps
+from whence.curvature.base import (
+    AUTO_DAMPING,
+    IHVP,
+    Curvature,
+    Solution,
+    largest_residual,
+    solve_by_steps,
+)
 from whence.errors import BadArgument, NegativeCurvature, NonFinite, TooLarge, Unsupported
 from whence.numerics.linalg import Product
-
-AUTO_DAMPING = 0.1
-"""Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
 
 _SPARSE = 0.05
 """Rows with a smaller share of entries that are not zero, such as counts of words, are kept sparse:
@@ -201,7 +205,8 @@ class DualIHVP(IHVP):
         # The identity takes the difference of two vectors that, under a weak decay, are nearly
         # equal. One step of refinement brings the residual back to rounding.
         solved = solved + self._inverse(wide - self._product(solved))
-        return Solution(solved.to(vectors), {"residual": self._residual(wide, solved)})
+        residual = largest_residual(self.matrix, solved, wide, damping=self.damping)
+        return Solution(solved.to(vectors), {"residual": residual})
 
     def leverage(self, jacobians: Tensor) -> Tensor:
         """K_b = J_b (G + damping I)^-1 J_b^T for each example.
@@ -240,33 +245,12 @@ class DualIHVP(IHVP):
         scaled = vectors * self.root
         return (scaled + data_factor * self.rows.back(self.rows.along(scaled))) * self.root
 
-    def _residual(self, vectors: Tensor, solved: Tensor) -> float:
-        """The largest |(G + damping I) x - v| / |v|."""
-        product = self.matrix(solved.to(self.matrix.problem.parameters)).double()
-        rest = (product + self.damping * solved - vectors).norm(dim=1)
-        return float((rest / vectors.norm(dim=1).clamp_min(torch.finfo(rest.dtype).tiny)).max())
-
 
 def dual_bytes(problem: Problem) -> float:
     """Peak memory of `Dual`: rows (M, P), two matrices (M, M), three arrays of Jacobians."""
     outputs = float(len(problem) * problem.output_size)
     batch = 3 * 8 * jacobian_batch(problem) * problem.output_size * problem.size
     return 8 * outputs * problem.size + 16 * outputs**2 + batch
-
-
-def decay_diagonal(problem: Problem) -> Tensor | None:
-    """(P,) diagonal of the Hessian of the regulariser; None where it is not diagonal.
-
-    A diagonal matrix times any vector is its row sums times that vector, entry by entry. Another
-    matrix fails this on a random vector with probability one.
-    """
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(problem.size, generator=generator, dtype=torch.float64)
-    vectors = torch.stack([torch.ones_like(probe), probe]).to(problem.parameters)
-    sums, found = CurvatureMatrix(problem).penalty_product(vectors).double()
-    gap = (found - sums * vectors[1].double()).norm()
-    is_diagonal = bool(gap <= 1e3 * torch.finfo(problem.dtype).eps * found.norm())
-    return sums if is_diagonal else None
 
 
 def _diagonal(matrix: CurvatureMatrix) -> Tensor:

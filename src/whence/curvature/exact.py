@@ -9,12 +9,16 @@ from torch import Tensor
 
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
 from whence.core.problem import Problem
-from whence.curvature.base import IHVP, Curvature, Solution, solve_by_steps
+from whence.curvature.base import (
+    AUTO_DAMPING,
+    IHVP,
+    Curvature,
+    Solution,
+    largest_residual,
+    solve_by_steps,
+)
 from whence.errors import BadArgument, NegativeCurvature
 from whence.numerics.linalg import Eigen, Product, decompose
-
-AUTO_DAMPING = 0.1
-"""Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
 
 _VISIBLE = 1e-6
 """Share of a vector's norm in a null direction above which the solve says so."""
@@ -125,8 +129,11 @@ class ExactIHVP(IHVP):
         wide = vectors.double()
         solved = self.eigen.solve(wide, self.damping)
         lost = self.eigen.null_share(wide) if self.damping == 0 else torch.zeros(len(wide))
+        wanted = self.eigen.without_null(wide) if self.damping == 0 else wide
         report: dict[str, Any] = {
-            "residual": self._residual(wide, solved),
+            "residual": largest_residual(
+                self.matrix, solved, wide, damping=self.damping, wanted=wanted
+            ),
             "null_share": float(lost.max()),
         }
         if bool((lost > _VISIBLE).any()):
@@ -136,13 +143,6 @@ class ExactIHVP(IHVP):
                 "that part is left out."
             ]
         return Solution(solved.to(vectors), report)
-
-    def _residual(self, vectors: Tensor, solved: Tensor) -> float:
-        """The largest |(H + damping I) x - v| / |v|, v without its null part, by new products."""
-        product = self.matrix(solved.to(self.matrix.problem.parameters)).double()
-        wanted = self.eigen.without_null(vectors) if self.damping == 0 else vectors
-        rest = (product + self.damping * solved - wanted).norm(dim=1)
-        return float((rest / vectors.norm(dim=1).clamp_min(torch.finfo(rest.dtype).tiny)).max())
 
     def leverage(self, jacobians: Tensor) -> Tensor:
         """K_b = J_b (H + damping I)^-1 J_b^T for each example."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whence.calculus.products import CurvatureMatrix, MatrixName
 from whence.core.problem import Problem
-from whence.curvature.base import IHVP, Curvature, Solution
+from whence.curvature.base import IHVP, Curvature, Solution, largest_residual
 from whence.errors import BadArgument, Diverged
 from whence.numerics.linalg import extreme_eigenvalues
 from whence.progress import track
@@ -124,9 +124,8 @@ class LiSSAIHVP(IHVP):
         """
         runs = [self._run(vectors, repeat) for repeat in range(self.recipe.repeats)]
         solved = torch.stack(runs).mean(0)
-        rest = self.matrix(solved) + self.recipe.damping * solved - vectors
-        norms = vectors.norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
-        return Solution(solved, {"residual": float((rest.norm(dim=1) / norms).max())})
+        residual = largest_residual(self.matrix, solved, vectors, damping=self.recipe.damping)
+        return Solution(solved, {"residual": residual})
 
     def _run(self, vectors: Tensor, repeat: int) -> Tensor:
         recipe = self.recipe
