@@ -3,15 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from whence.calculus.products import CurvatureMatrix
-from whence.core.problem import Problem
-from whence.errors import Unsupported
-from whence.numerics.linalg import Preconditioner, Product, block_cg
+from whence.calculus.kronecker import Kronecker, Plan, fit_kronecker
+from whence.calculus.pairing import Kept, Pairing, keep
+from whence.calculus.products import CurvatureMatrix, decay_diagonal
+from whence.core.problem import Problem, Queries
+from whence.errors import BadArgument, NegativeCurvature, Unsupported
+from whence.numerics.linalg import LowRank, Preconditioner, Product, block_cg
 
 AUTO_DAMPING = 0.1
 """Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
@@ -120,7 +123,7 @@ class IHVP(ABC):
             (B, C, C).
 
         Raises:
-            Unsupported: the curvature's `offers_leverage` is False.
+            Unsupported: the curvature only solves.
         """
         del jacobians
         raise Unsupported(
@@ -128,6 +131,20 @@ class IHVP(ABC):
             why="It solves for a few vectors, not for every output of every example.",
             remedy='Use curvature="exact".',
         )
+
+    def pair(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]] | None:
+        """grad m_q^T (H + damping I)^-1 grad loss_i for all pairs, where there is a short cut.
+
+        Args:
+            queries: Q queries.
+            slopes: (Q, C) derivatives of the measurement with respect to the outputs.
+
+        Returns:
+            (Q, N) float64 and what there is to report; None where the solved vectors meet the
+            gradients of the training data one by one.
+        """
+        del queries, slopes
+        return None
 
     def solve_changed(self, vectors: Tensor, *, data_factor: float, change: Product) -> Solution:
         """(data_factor H_data + hess r + damping I + change)^-1 v: the matrix of changed data.
@@ -152,11 +169,110 @@ class IHVP(ABC):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class KroneckerIHVP(IHVP):
+    """Layers in Kronecker-factored eigenbases, for recipes that make them.
+
+    Args:
+        kronecker: bases and eigenvalues of every layer.
+        dampings: added to the eigenvalues of each.
+        data_scale: s in s F + hess r + damping.
+        kept: training gradients in factors; None to make them anew for every set of queries.
+        tolerance: relative root mean square of scores that may be left out for speed.
+        facts: what the fit has chosen and measured.
+    """
+
+    kronecker: Kronecker
+    dampings: tuple[float, ...]
+    data_scale: float
+    kept: tuple[Kept, ...] | None
+    tolerance: float
+    facts: Mapping[str, Any]
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What the fit has chosen and measured."""
+        return self.facts
+
+    def solve(self, vectors: Tensor) -> Solution:
+        """The damped inverse of each layer's matrix times its part of each vector."""
+        return Solution(self.kronecker.solve(vectors, self.dampings, self.data_scale))
+
+    def pair(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
+        """Scores from the factors of the gradients; see `whence.calculus.pairing`."""
+        pairing = Pairing(
+            self.kronecker, self.dampings, self.data_scale, self.kept, self.tolerance
+        )
+        return pairing.scores(queries, slopes)
+
+
+def fit_layers(
+    problem: Problem,
+    plan: Plan,
+    *,
+    name: str,
+    damping: float | Literal["auto"],
+    data_scale: float,
+    tolerance: float,
+) -> KroneckerIHVP:
+    """Kronecker-factored layers with their damping and the training gradients that can be kept.
+
+    Args:
+        problem: what was trained.
+        plan: how the moments are taken.
+        name: of the curvature, for its report.
+        damping: a number, or "auto" for a tenth of the mean eigenvalue.
+        data_scale: s in s F + hess r.
+        tolerance: relative root mean square of scores that may be left out.
+
+    Raises:
+        BadArgument: a negative damping, accuracy or tolerance.
+        Unsupported: a loss without Fisher information, or a regulariser that is not diagonal.
+    """
+    is_damped = damping == "auto" or damping >= 0
+    if not is_damped or not plan.accuracy >= 0 or not 0 <= tolerance < 1:
+        raise BadArgument(
+            found=f"damping={damping!r}, accuracy={plan.accuracy!r}, tolerance={tolerance!r}.",
+            why="Damping is added to eigenvalues; accuracy and tolerance are relative errors.",
+            remedy='Give a damping of zero or more or "auto", an accuracy of zero or more, and a '
+            "tolerance from 0 to 1.",
+        )
+    plan.fisher.check(problem)
+    decay = decay_diagonal(problem)
+    if decay is None:
+        raise Unsupported(
+            found="The Hessian of the regulariser is not diagonal.",
+            why="A layer adds one number to its eigenvalues.",
+            remedy='Use a weight decay, or curvature="cg".',
+        )
+    kronecker = fit_kronecker(problem, plan, decay.to(problem.parameters))
+    mean = kronecker.mean()
+    chosen = AUTO_DAMPING * mean if damping == "auto" else float(damping)
+    report = {
+        "curvature": name,
+        "matrix": "ggn",
+        "matrix_reason": "each layer by itself, in Kronecker-factored eigenbases",
+        "damping": chosen,
+        "mean_eigenvalue": mean,
+        "smallest_eigenvalue": kronecker.smallest(),
+        "largest_eigenvalue": kronecker.largest(),
+        **kronecker.facts,
+    }
+    kept = keep(problem, kronecker.structure)
+    dampings = (chosen,) * len(kronecker.blocks)
+    return KroneckerIHVP(kronecker, dampings, data_scale, kept, tolerance, report)
+
+
 class Curvature(ABC):
     """Recipe for (H + damping I)^-1."""
 
     offers_leverage: ClassVar[bool] = False
-    """Whether the fitted curvature answers `IHVP.leverage`."""
+    """Whether removals may be Newton steps, with the leverages that `IHVP.leverage` answers.
+
+    An approximation can answer and yet not offer it. Over all examples the leverages of the exact
+    inverse sum to at most P, and to at most N C; those of an inverse that is too large where the
+    approximation knows nothing have no such bound, and the step divides by 1 - leverage.
+    """
 
     offers_changes: ClassVar[bool] = False
     """Whether the fitted curvature answers `IHVP.solve_changed`."""
@@ -178,3 +294,114 @@ class Curvature(ABC):
             NumericsError: the matrix cannot be inverted as asked.
             TooLarge: it does not fit in memory.
         """
+
+
+# ------------------------------------------------------------------ curvatures of low rank
+
+
+TRACE_PROBES = 30
+"""Vectors of random signs behind an estimated trace."""
+
+_VISIBLE = 1e-6
+"""Share of a vector's norm outside the captured space above which a solve without it says so."""
+
+
+def least_decay(problem: Problem) -> float:
+    """What the regulariser adds to every eigenvalue at least; 0 where it couples parameters."""
+    decay = decay_diagonal(problem)
+    return 0.0 if decay is None else float(decay.min())
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is known of the trace of H - floor I, where the regulariser adds floor everywhere.
+
+    Args:
+        captured: the part that an approximation holds.
+        inside: the part in the space that was looked at, known exactly.
+        outside: the rest, estimated.
+        error: standard error of the rest.
+    """
+
+    captured: float
+    inside: float
+    outside: float
+    error: float
+
+    def facts(self) -> dict[str, Any]:
+        """The captured share with its standard error; None where there is nothing to capture."""
+        total = self.inside + self.outside
+        share = self.captured / total if total > 0 else None
+        error = None if share is None else abs(share) * self.error / total
+        return {"captured_trace": share, "captured_trace_error": error}
+
+    def damping(self, size: int, floor: float) -> float:
+        """A tenth of the mean eigenvalue of H."""
+        return AUTO_DAMPING * ((self.inside + self.outside) / size + floor)
+
+
+@dataclass(frozen=True)
+class LowRankIHVP(IHVP):
+    """A matrix that is known along a few directions, and by its floor along all others.
+
+    Args:
+        matrix: the whole matrix as a linear map, for residuals that do not trust the few.
+        known: eigenvalues along the few directions, without damping.
+        damping: added to every eigenvalue.
+        facts: what the fit has found.
+
+    Raises:
+        NegativeCurvature: an eigenvalue with its damping is not positive.
+    """
+
+    matrix: CurvatureMatrix
+    known: LowRank
+    damping: float
+    facts: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        smallest = self.known.smallest
+        if not smallest + self.damping > 0:
+            raise NegativeCurvature(
+                found=f"The smallest eigenvalue found of the {self.matrix.kind} is "
+                f"{smallest:.3g}, damping {self.damping:.3g}.",
+                why="At a saddle the response to a removal is not a minimum of anything.",
+                remedy=f'Use matrix="ggn" of a loss that is convex in the outputs, or damping '
+                f"above {-smallest:.3g}.",
+            )
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What the fit has chosen and measured."""
+        return self.facts
+
+    def solve(self, vectors: Tensor) -> Solution:
+        """The damped inverse of what is known times each vector, with the true residual.
+
+        The residual is that of the whole matrix, which takes one product: it tells how far the
+        approximation is from the inverse along these very vectors.
+        """
+        own = vectors.to(self.known.basis)
+        solved = self.known.solve(own, self.damping)
+        shares = self._outside_shares(own)
+        report: dict[str, Any] = {
+            "residual": largest_residual(self.matrix, solved, own, damping=self.damping),
+            "outside_share": float(shares.max()) if len(shares) else 0.0,
+        }
+        count = int((shares > _VISIBLE).sum())
+        if self.known.is_left_out(self.damping) and count:
+            report["warnings"] = [
+                f"{count} of {len(vectors)} query gradients reach out of the captured space (up "
+                f"to {float(shares.max()):.1%} of their norm); that part is left out, for want of "
+                "damping or of a weight decay of every parameter."
+            ]
+        return Solution(solved.to(vectors), report)
+
+    def leverage(self, jacobians: Tensor) -> Tensor:
+        """K_b = J_b (H + damping I)^-1 J_b^T for each example, by what is known of H."""
+        return self.known.leverage(jacobians.to(self.known.basis), self.damping).to(jacobians)
+
+    def _outside_shares(self, vectors: Tensor) -> Tensor:
+        """(K,) the share of each row's norm that lies outside the captured space."""
+        outside = self.known.split(vectors)[1].norm(dim=1)
+        return outside / vectors.norm(dim=1).clamp_min(torch.finfo(outside.dtype).tiny)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
 from whence.core.problem import Problem
-from whence.curvature.base import AUTO_DAMPING, IHVP, Curvature, Solution
+from whence.curvature.base import AUTO_DAMPING, IHVP, TRACE_PROBES, Curvature, Solution
 from whence.errors import BadArgument
 from whence.numerics.linalg import (
     Preconditioner,
@@ -21,8 +21,6 @@ from whence.numerics.linalg import (
 
 _SKETCH_EXAMPLES = 5000
 """Training examples behind the preconditioner; the solve itself always uses all of them."""
-
-_TRACE_PROBES = 30
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class CG(Curvature):
         if is_linear or matrix.kind == "hessian":
             return 0.0
         problem = matrix.problem
-        total, _ = trace(matrix, problem.parameters, probes=_TRACE_PROBES, seed=self.seed)
+        total, _ = trace(matrix, problem.parameters, probes=TRACE_PROBES, seed=self.seed)
         return AUTO_DAMPING * total / problem.size
 
     def _preconditioner(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import BadArgument, NegativeCurvature, NonFinite, NotConverged, NumericsError
+from whence.progress import track
 
 Product = Callable[[Tensor], Tensor]
 """(K, P) -> (K, P), the rows times a symmetric matrix."""
@@ -139,6 +140,44 @@ def decompose(matrix: Tensor, *, eps: float) -> Eigen:
             remedy='Use curvature="cg", which needs products only.',
         ) from error
     return Eigen(values, vectors, len(matrix) * eps * float(values.abs().max()))
+
+
+def eigenbasis(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, rising and at least zero, and eigenvectors of second moments, in float64.
+
+    Args:
+        moments: (..., d, d) symmetric and never negative, up to rounding.
+
+    Returns:
+        (..., d) and (..., d, d), eigenvectors in columns.
+
+    Raises:
+        NonFinite: NaN or infinity.
+        NumericsError: the decomposition did not converge.
+    """
+    if not bool(moments.isfinite().all()):
+        raise NonFinite(
+            found="A second moment of activations or gradients holds NaN or infinity.",
+            why="It has no eigenvectors.",
+            remedy="Look for overflow in the model; use float32 instead of half precision.",
+        )
+    wide = moments.double()
+    try:
+        values, vectors = torch.linalg.eigh(wide)
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        # Clusters of eigenvalues near zero can stop the iteration: a shift below rounding frees it.
+        shift = torch.finfo(wide.dtype).eps * wide.diagonal(dim1=-2, dim2=-1).mean(-1)
+        identity = torch.eye(wide.shape[-1], dtype=wide.dtype, device=wide.device)
+        try:
+            values, vectors = torch.linalg.eigh(wide + shift[..., None, None] * identity)
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+            raise NumericsError(
+                found=f"The eigenvalues of a {wide.shape[-1]} x {wide.shape[-1]} second moment did "
+                f"not converge ({error}).",
+                why="The layer's basis is made of its eigenvectors.",
+                remedy='Use curvature="diagonal" or "cg", which need none.',
+            ) from error
+    return values.clamp_min(0), vectors
 
 
 def _check_symmetry(matrix: Tensor, eps: float) -> None:
@@ -343,7 +382,229 @@ def _not_converged(search: _Search, relative: Tensor, tolerance: float) -> NotCo
     )
 
 
+# ------------------------------------------------------------------ matrices of low rank
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A symmetric matrix that is known along a few directions: U^T diag(l) U + floor (I - U^T U).
+
+    Args:
+        basis: (r, P) U, orthonormal rows.
+        values: (r,) l, in float64.
+        floor: the eigenvalue along all directions that U leaves out.
+    """
+
+    basis: Tensor
+    values: Tensor
+    floor: float = 0.0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether U spans the whole space, so that the floor plays no part."""
+        return self.basis.shape[0] == self.basis.shape[1]
+
+    @cached_property
+    def threshold(self) -> float:
+        """Eigenvalues of at most this size are null: rounding cannot tell them from zero."""
+        eps = torch.finfo(self.basis.dtype).eps
+        return len(self.values) * eps * float(self.values.abs().max())
+
+    @property
+    def smallest(self) -> float:
+        """The smallest eigenvalue that is not null, the floor included; 0 if all are null."""
+        own = self.values[self.values.abs() > self.threshold].tolist()
+        return min([*own, *([self.floor] if self.floor and not self.is_complete else [])] or [0.0])
+
+    def solve(self, stack: Tensor, damping: float = 0.0) -> Tensor:
+        """(A + damping I)^-1 v for each row; directions whose eigenvalue is then 0 are left out.
+
+            U^T diag(1 / (l + damping)) U v + (I - U^T U) v / (floor + damping)
+
+        Args:
+            stack: (K, P).
+            damping: added to every eigenvalue.
+
+        Returns:
+            (K, P).
+        """
+        inside, outside = self.split(stack)
+        share, rest = self._inverse(damping)
+        return (inside * share.to(stack)) @ self.basis + rest * outside
+
+    def leverage(self, rows: Tensor, damping: float = 0.0) -> Tensor:
+        """K_b = J_b (A + damping I)^-1 J_b^T for each stack of rows.
+
+        Args:
+            rows: (B, C, P).
+            damping: added to every eigenvalue.
+
+        Returns:
+            (B, C, C).
+        """
+        parts = self.split(rows.flatten(0, 1))
+        inside, outside = (part.unflatten(0, rows.shape[:2]) for part in parts)
+        share, rest = self._inverse(damping)
+        return (inside * share.to(rows)) @ inside.mT + rest * (outside @ outside.mT)
+
+    def split(self, stack: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates (K, r) along the basis, and what is left of each row (K, P)."""
+        inside = stack @ self.basis.T
+        return inside, stack - inside @ self.basis
+
+    def is_left_out(self, damping: float) -> bool:
+        """Whether a solve leaves out the directions beside the basis."""
+        return not self.is_complete and self.floor + damping == 0
+
+    def _inverse(self, damping: float) -> tuple[Tensor, float]:
+        """(r,) along the basis, and the number beside it."""
+        values = self.values.where(self.values.abs() > self.threshold, 0.0) + damping
+        rest = self.floor + damping
+        return torch.where(values == 0, 0.0, 1 / values), 1 / rest if rest else 0.0
+
+
+@dataclass(frozen=True)
+class RitzPairs:
+    """What `ritz_pairs` found.
+
+    Args:
+        vectors: (r, P) orthonormal rows y.
+        values: (r,) theta = y A y, ascending, in float64.
+        residuals: (r,) |A y - theta y|, in float64.
+    """
+
+    vectors: Tensor
+    values: Tensor
+    residuals: Tensor
+
+
+def ritz_pairs(
+    product: Product, like: Tensor, *, rank: int, block: int = 1, seed: int = 0
+) -> RitzPairs:
+    """Approximate eigenpairs of a symmetric matrix from a Krylov space.
+
+    The space is spanned by random vectors and their images, U; the pairs are the eigenpairs of
+    U A U^T, which holds all there is to know of A within the space. Every image is made orthogonal
+    to all that came before, twice. A direction of which rounding has made more than the fourth
+    root of eps is replaced by a new random one: so a space that is complete too early, as with
+    multiple eigenvalues, grows on, up to the whole one.
+
+    Args:
+        product: a symmetric matrix A.
+        like: (P,) a vector of the size, type and device wanted.
+        rank: dimension r of the space; at most P is taken.
+        block: vectors that it starts from, which share every product.
+        seed: of the start.
+
+    Raises:
+        NonFinite: a product is not a number.
+
+    Cost: r / block products with a block, 6 r^2 P multiplications, r P numbers.
+
+    Source: Lanczos 1950 with full reorthogonalisation, also known as Arnoldi's iteration; for
+    blocks Golub & Underwood 1977, "The block Lanczos method for computing eigenvalues".
+    """
+    rank = min(rank, len(like))
+    basis = like.new_zeros(rank, len(like))
+    inside = torch.zeros(rank, rank, dtype=torch.float64, device=like.device)
+    rest = like.new_zeros(0, len(like))
+    largest = 0.0
+    for start in track(range(0, rank, block), "Krylov space"):
+        stop = min(start + block, rank)
+        floor = torch.finfo(like.dtype).eps ** 0.75 * largest
+        found, _ = _orthonormal(rest, floor=floor)
+        basis[start:stop] = _filled_up(found[: stop - start], basis[:start], stop - start, seed)
+        image = product(basis[start:stop])
+        _refuse_non_finite(image, start // block + 1)
+        largest = max(largest, float(image.norm(dim=1).max()))
+        inside[:stop, start:stop] = (basis[:stop] @ image.T).double()
+        rest = _outside(image, basis[:stop])
+    values, turn = torch.linalg.eigh(inside, UPLO="U")
+    last = turn[rank - len(rest) :]  # (b, r): what lies outside comes from the last block alone
+    squares = (last * (rest.double() @ rest.double().T @ last)).sum(0)
+    return RitzPairs(turn.T.to(like) @ basis, values, squares.clamp_min(0).sqrt())
+
+
+def _filled_up(found: Tensor, basis: Tensor, width: int, seed: int) -> Tensor:
+    """(width, P) orthonormal rows beside the basis: those that were found, then random ones.
+
+    Args:
+        found: (b, P) orthonormal rows, b <= width.
+        basis: (k, P) orthonormal rows; at least `width` directions are beside them.
+        width: rows wanted.
+        seed: of the random ones.
+    """
+    while len(found) < width:
+        taken = torch.cat([basis, found])
+        fresh = _gaussian(width - len(found), basis.new_empty(basis.shape[1]), seed + len(taken))
+        found = torch.cat([found, _orthonormal(_outside(fresh, taken))[0]])
+    # Bringing a short direction to length one has magnified what rounding left in the basis.
+    return torch.linalg.qr(_outside(found, basis).T)[0].T
+
+
+def _outside(stack: Tensor, basis: Tensor) -> Tensor:
+    """(K, P) the rows without their part in the span of orthonormal rows."""
+    for _ in range(2):  # one pass leaves what rounding has mixed in
+        stack = stack - (stack @ basis.T) @ basis
+    return stack
+
+
 # ------------------------------------------------------------------ randomised sketches
+
+
+@dataclass(frozen=True)
+class NystromSketch:
+    """What `nystrom` found: A is about U^T diag(l) U, and never less than that.
+
+    Args:
+        basis: (r, P) U, orthonormal rows, in float64.
+        values: (r,) l, descending.
+        probed: (r, P) W, the orthonormal rows that A was multiplied with, in float64.
+        inside: (r,) eigenvalues of W A W^T, ascending: they sum to the trace of A within W.
+    """
+
+    basis: Tensor
+    values: Tensor
+    probed: Tensor
+    inside: Tensor
+
+
+def nystrom(product: Product, like: Tensor, *, rank: int, seed: int) -> NystromSketch:
+    """The eigenpairs of a Nyström approximation, from one product with `rank` random vectors.
+
+        A ~ (A W^T) (W A W^T)^-1 (W A),        W (r, P) random and orthonormal
+
+    Args:
+        product: a symmetric positive semi-definite matrix A.
+        like: (P,) a vector of the size, type and device wanted.
+        rank: r <= P of the sketch.
+        seed: of the random vectors.
+
+    Raises:
+        NonFinite: the product is not a number.
+
+    Cost: one product with r vectors, 10 r^2 P multiplications, 5 r P numbers in float64.
+
+    Source: Frangella, Tropp & Udell 2021 (arXiv:2110.02820), algorithm 2.1 with the stabilising
+    shift.
+    """
+    probes = _gaussian(min(rank, len(like)), like, seed)
+    probes = torch.linalg.qr(probes.T.double())[0].T.contiguous()  # (r, P)
+    image = product(probes.to(like)).double()
+    _refuse_non_finite(image, 1)
+    gram = image @ probes.T
+    inside, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    shift = torch.finfo(like.dtype).eps * float(image.norm())
+    image = image + shift * probes
+    values = inside + shift
+    keep = values > len(values) * torch.finfo(like.dtype).eps * values[-1]
+    # B^T B = image^T gram^-1 image, the Nystrom approximation of A + shift
+    rows = (vectors[:, keep] / values[keep].sqrt()).T @ image
+    # Through its factor and not its Gram matrix, which would square the condition number.
+    turned, upper = torch.linalg.qr(rows.T)
+    turn, sizes, _ = torch.linalg.svd(upper)
+    basis = (turned @ turn).T.contiguous()
+    return NystromSketch(basis, (sizes**2 - shift).clamp_min(0), probes, inside)
 
 
 @dataclass(frozen=True)
@@ -375,25 +636,48 @@ def nystrom_preconditioner(
         damping: that of the system.
         seed: of the random vectors.
 
-    Source: Frangella, Tropp & Udell 2021 (arXiv:2110.02820), algorithm 2.1 with the stabilising
-    shift, and equation 1.3.
+    Source: Frangella, Tropp & Udell 2021 (arXiv:2110.02820), equation 1.3.
     """
-    probes = _gaussian(min(rank, len(like)), like, seed)
-    probes = torch.linalg.qr(probes.T.double())[0].T  # (r, P)
-    image = product(probes.to(like)).double()
-    shift = torch.finfo(like.dtype).eps * float(image.norm())
-    image = image + shift * probes
-    gram = image @ probes.T
-    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-    keep = values > len(values) * torch.finfo(like.dtype).eps * values[-1]
-    # B B^T = image^T gram^-1 image, the Nystrom approximation of A + shift
-    rows = (vectors[:, keep] / values[keep].sqrt()).T @ image
-    squares, turn = torch.linalg.eigh(rows @ rows.T)
-    basis = (turn / squares.sqrt()).T @ rows  # (r, P)
-    approximate = (squares - shift).clamp_min(0) + damping
+    sketch = nystrom(product, like, rank=rank, seed=seed)
+    approximate = sketch.values + damping
     floor = approximate.min().clamp_min(torch.finfo(like.dtype).eps * approximate.max())
     factors = floor / approximate.clamp_min(floor) - 1
-    return NystromPreconditioner(basis.T.to(like).contiguous(), factors.to(like))
+    return NystromPreconditioner(sketch.basis.T.to(like).contiguous(), factors.to(like))
+
+
+def trace_outside(
+    product: Product, basis: Tensor, like: Tensor, *, probes: int, seed: int
+) -> tuple[float, float]:
+    """Trace of a symmetric matrix A beside a space, tr (I - U^T U) A, and its standard error.
+
+    With the trace within the space, which is known once A U^T is, it makes an estimate of the
+    whole trace that random signs alone reach with many more probes: the largest eigenvalues, which
+    scatter most, are in the space.
+
+    Args:
+        product: the symmetric matrix A.
+        basis: (r, P) U, orthonormal rows.
+        like: (P,) a vector of the size, type and device wanted.
+        probes: how many vectors of random signs, at least two.
+        seed: of the signs.
+
+    Returns:
+        Two zeros where U spans the whole space.
+
+    Raises:
+        BadArgument: a standard error needs two probes.
+
+    Source: Meyer, Musco, Musco & Woodruff 2021 (arXiv:2010.09649), "Hutch++".
+    """
+    if len(basis) == len(like):
+        return 0.0, 0.0
+
+    def beside(stack: Tensor) -> Tensor:
+        image = product(_outside(stack.to(basis), basis).to(like))
+        return _outside(image.to(basis), basis)
+
+    # Signs of the numbers that the space was drawn from would be anything but independent of it.
+    return trace(beside, like, probes=probes, seed=-1 - seed)
 
 
 def trace(product: Product, like: Tensor, *, probes: int, seed: int) -> tuple[float, float]:
@@ -448,14 +732,8 @@ def extreme_eigenvalues(
     for _ in range(min(steps, len(like))):
         images.append(product(basis[-1:])[0])
         rest = images[-1]
-        if not bool(rest.isfinite().all()):
-            raise NonFinite(
-                found=f"Product {len(images)} with the curvature matrix is not a number.",
-                why="Its eigenvalues cannot be estimated.",
-                remedy="Look for overflow in the model; try problem.to(dtype=torch.float64).",
-            )
-        for _ in range(2):  # one pass leaves what rounding has mixed in
-            rest = rest - basis.T @ (basis @ rest)
+        _refuse_non_finite(rest, len(images))
+        rest = _outside(rest[None], basis)[0]
         size = rest.norm()
         if float(size) <= torch.finfo(like.dtype).eps * float(images[-1].norm()):
             break  # the Krylov space is complete
@@ -463,6 +741,15 @@ def extreme_eigenvalues(
     inside = (basis[: len(images)] @ torch.stack(images).T).double()
     ritz = torch.linalg.eigvalsh((inside + inside.T) / 2)
     return float(ritz[0]), float(ritz[-1])
+
+
+def _refuse_non_finite(image: Tensor, count: int) -> None:
+    if not bool(image.isfinite().all()):
+        raise NonFinite(
+            found=f"Product {count} with the curvature matrix is not a number.",
+            why="Its eigenvalues cannot be estimated.",
+            remedy="Look for overflow in the model; try problem.to(dtype=torch.float64).",
+        )
 
 
 def _gaussian(count: int, like: Tensor, seed: int) -> Tensor:

@@ -1,0 +1,187 @@
+"""The diagonal of the Gauss-Newton matrix: one number a parameter."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from whence.calculus.gradients import jacobian_batch, jacobians, output_hessians
+from whence.calculus.products import CurvatureMatrix, decay_diagonal, hessian_is_ggn
+from whence.core.problem import Problem
+from whence.curvature.base import AUTO_DAMPING, IHVP, Curvature, Solution, largest_residual
+from whence.errors import BadArgument, NegativeCurvature, NonFinite, Unsupported
+
+MOST_OUTPUTS = 100
+"""Outputs of an example at the most: each is a Jacobian row (P,) of its own."""
+
+
+@dataclass(frozen=True)
+class Diagonal(Curvature):
+    """(diag(H) + damping I)^-1: every parameter for itself.
+
+        diag(H)_p = (s/N) sum_i b_i sum_cd J_i[c, p] S_i[c, d] J_i[d, p] + d^2 r / d theta_p^2
+
+    H is the Gauss-Newton matrix, J_i the output Jacobian (C, P) of example i, S_i the Hessian of
+    its loss with respect to its outputs, b_i its base weight. The diagonal is exact; that
+    parameters act together is what it leaves out, and the residual of each solve says how much
+    that matters.
+
+    Args:
+        damping: added to every entry; "auto" is 0 where the Hessian equals the Gauss-Newton matrix
+            (linear models), else a tenth of the mean entry. With a damping of zero entries that are
+            zero are left out, and counted.
+
+    Raises:
+        Unsupported: on fitting, an example has more than 100 outputs.
+
+    Cost: N Jacobians (C, P) and N C^2 P multiplications, P numbers; for K vectors one product, for
+    the residual.
+
+    Source: Becker & LeCun 1988, "Improving the convergence of back-propagation learning with second
+    order methods" (cited from memory).
+
+    >>> from whence.adapters import make_problem
+    >>> row, one = torch.tensor([[3.0, 4.0]]).double(), torch.ones(1).double()
+    >>> line = torch.nn.Linear(2, 1, bias=False).double().eval()
+    >>> problem = make_problem(line, (row, one), loss="mse", weight_decay=2.0)
+    >>> Diagonal().fit(problem).diagonal                                    # 2 + 2 x^2
+    tensor([20., 34.], dtype=torch.float64)
+    """
+
+    damping: float | Literal["auto"] = "auto"
+
+    def fit(self, problem: Problem, *, data_scale: float = 1.0) -> "DiagonalIHVP":
+        """Collects the squares of all Jacobians.
+
+        Raises:
+            BadArgument: a damping below zero.
+            Unsupported: an example has more than 100 outputs.
+            NegativeCurvature: an entry with its damping is negative.
+            NonFinite: an entry is not a number.
+        """
+        self._check(problem)
+        is_linear = hessian_is_ggn(problem)
+        matrix = CurvatureMatrix(problem, "ggn", data_scale)
+        diagonal = data_scale * _data_diagonal(problem) + _decay(matrix)
+        _refuse_non_finite(diagonal)
+        damping = self.damping
+        if damping == "auto":
+            damping = 0.0 if is_linear else AUTO_DAMPING * float(diagonal.mean())
+        smallest = float(diagonal.min())
+        if smallest + damping < 0:
+            raise NegativeCurvature(
+                found=f"The diagonal has the entry {smallest:.3g}, damping {damping:.3g}.",
+                why="At a saddle the response to a removal is not a minimum of anything.",
+                remedy=f"Give a damping above {-smallest:.3g}, or use a loss that is convex in the "
+                "outputs.",
+            )
+        report = {
+            "curvature": "diagonal",
+            "matrix": "hessian" if is_linear else "ggn",
+            "matrix_reason": _REASONS[is_linear],
+            "damping": float(damping),
+            "smallest_entry": smallest,
+            "largest_entry": float(diagonal.max()),
+            "null_entries": int((diagonal + damping == 0).sum()),
+        }
+        return DiagonalIHVP(matrix, diagonal, float(damping), report)
+
+    def _check(self, problem: Problem) -> None:
+        if self.damping != "auto" and not (self.damping >= 0 and isfinite(self.damping)):
+            raise BadArgument(
+                found=f"{self}.",
+                why="Damping is added to every entry; a negative one can make it zero.",
+                remedy='Give a damping of zero or more, or "auto".',
+            )
+        if problem.output_size > MOST_OUTPUTS:
+            raise Unsupported(
+                found=f"An example has {problem.output_size:,} outputs, more than {MOST_OUTPUTS}.",
+                why="The exact diagonal takes a derivative of every one of them.",
+                remedy='Use curvature="nystrom" or "cg", which need products only.',
+            )
+
+
+_REASONS = {
+    True: "the Hessian equals the Gauss-Newton matrix, as for every linear model",
+    False: "the diagonal of a Hessian can be negative",
+}
+
+
+@dataclass(frozen=True)
+class DiagonalIHVP(IHVP):
+    """One number a parameter.
+
+    Args:
+        matrix: the whole matrix as a linear map, for the residual.
+        diagonal: (P,) its diagonal, in float64.
+        damping: added to every entry.
+        facts: what the fit has found.
+    """
+
+    matrix: CurvatureMatrix
+    diagonal: Tensor
+    damping: float
+    facts: Mapping[str, Any]
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What the fit has chosen and measured."""
+        return self.facts
+
+    def solve(self, vectors: Tensor) -> Solution:
+        """Each vector divided by the diagonal, with the residual of the whole matrix."""
+        solved = vectors * self._inverse.to(vectors)
+        residual = largest_residual(self.matrix, solved, vectors, damping=self.damping)
+        return Solution(solved, {"residual": residual})
+
+    def leverage(self, jacobians: Tensor) -> Tensor:
+        """K_b = J_b (diag(H) + damping I)^-1 J_b^T for each example."""
+        half = jacobians * self._inverse.sqrt().to(jacobians)
+        return half @ half.mT
+
+    @property
+    def _inverse(self) -> Tensor:
+        """(P,) in float64; zero where an entry is."""
+        entries = self.diagonal + self.damping
+        return torch.where(entries == 0, 0.0, 1 / entries)
+
+
+def _data_diagonal(problem: Problem) -> Tensor:
+    """(P,) float64 (1/N) sum_i b_i diag(J_i^T S_i J_i)."""
+    total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
+    for batch in problem.batches(jacobian_batch(problem)):
+        jac = jacobians(problem, batch).double()  # (B, C, P)
+        bend = output_hessians(problem, batch).double() * batch.weights.double()[:, None, None]
+        total += (jac * (bend @ jac)).sum((0, 1))
+    return total / len(problem)
+
+
+def _decay(matrix: CurvatureMatrix) -> Tensor:
+    """(P,) float64 diagonal of the Hessian of the regulariser."""
+    problem = matrix.problem
+    found = decay_diagonal(problem)
+    if found is not None:
+        return found
+    parts: list[Tensor] = []  # it couples parameters: unit vectors pick the diagonal out
+    for rows in torch.arange(problem.size, device=problem.device).split(_TOGETHER):
+        units = torch.zeros(len(rows), problem.size).to(problem.parameters)
+        units[torch.arange(len(rows)), rows] = 1
+        parts.append((units * matrix.penalty_product(units)).sum(1).double())
+    return torch.cat(parts)
+
+
+_TOGETHER = 256
+"""Unit vectors that are multiplied together."""
+
+
+def _refuse_non_finite(diagonal: Tensor) -> None:
+    if not bool(diagonal.isfinite().all()):
+        raise NonFinite(
+            found=f"{int((~diagonal.isfinite()).sum())} entries of the diagonal are NaN or "
+            "infinite.",
+            why="They cannot be divided by.",
+            remedy="Look for overflow or square roots at zero in the model.",
+        )
