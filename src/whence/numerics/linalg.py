@@ -507,7 +507,7 @@ def ritz_pairs(
     rank = min(rank, len(like))
     basis = like.new_zeros(rank, len(like))
     inside = torch.zeros(rank, rank, dtype=torch.float64, device=like.device)
-    rest = like.new_zeros(0, len(like))
+    rest = before = like.new_zeros(0, len(like))
     largest = 0.0
     for start in track(range(0, rank, block), "Krylov space"):
         stop = min(start + block, rank)
@@ -518,10 +518,12 @@ def ritz_pairs(
         _refuse_non_finite(image, start // block + 1)
         largest = max(largest, float(image.norm(dim=1).max()))
         inside[:stop, start:stop] = (basis[:stop] @ image.T).double()
-        rest = _outside(image, basis[:stop])
+        before, rest = rest, _outside(image, basis[:stop])
     values, turn = torch.linalg.eigh(inside, UPLO="U")
-    last = turn[rank - len(rest) :]  # (b, r): what lies outside comes from the last block alone
-    squares = (last * (rest.double() @ rest.double().T @ last)).sum(0)
+    # Outside the space lie images of the last block, and of the one before if not all had room.
+    rest = _outside(torch.cat([before, rest]), basis).double()
+    last = turn[rank - len(rest) :]
+    squares = (last * (rest @ rest.T @ last)).sum(0)
     return RitzPairs(turn.T.to(like) @ basis, values, squares.clamp_min(0).sqrt())
 
 
