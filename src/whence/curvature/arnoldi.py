@@ -85,8 +85,7 @@ class Arnoldi(Curvature):
         outside = trace_outside(
             above_floor, pairs.vectors, like, probes=TRACE_PROBES, seed=self.seed
         )
-        inside = float(pairs.values.sum())
-        trace = Trace(inside, inside, *outside)
+        trace = Trace(float(pairs.values.sum()), *outside)
         known = LowRank(pairs.vectors, pairs.values + floor, floor)
         damping = self.damping
         if damping == "auto":

@@ -200,9 +200,7 @@ class KroneckerIHVP(IHVP):
 
     def pair(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
         """Scores from the factors of the gradients; see `whence.calculus.pairing`."""
-        pairing = Pairing(
-            self.kronecker, self.dampings, self.data_scale, self.kept, self.tolerance
-        )
+        pairing = Pairing(self.kronecker, self.dampings, self.data_scale, self.kept, self.tolerance)
         return pairing.scores(queries, slopes)
 
 
@@ -314,30 +312,29 @@ def least_decay(problem: Problem) -> float:
 
 @dataclass(frozen=True)
 class Trace:
-    """What is known of the trace of H - floor I, where the regulariser adds floor everywhere.
+    """The trace of H - floor I, where floor is what the regulariser adds everywhere.
 
     Args:
         captured: the part that an approximation holds.
-        inside: the part in the space that was looked at, known exactly.
-        outside: the rest, estimated.
-        error: standard error of the rest.
+        rest: an estimate of what it leaves out.
+        error: its standard error.
     """
 
     captured: float
-    inside: float
-    outside: float
+    rest: float
     error: float
 
     def facts(self) -> dict[str, Any]:
         """The captured share with its standard error; None where there is nothing to capture."""
-        total = self.inside + self.outside
-        share = self.captured / total if total > 0 else None
-        error = None if share is None else abs(share) * self.error / total
-        return {"captured_trace": share, "captured_trace_error": error}
+        total = self.captured + self.rest
+        if not total > 0:
+            return {"captured_trace": None, "captured_trace_error": None}
+        share = self.captured / total
+        return {"captured_trace": share, "captured_trace_error": abs(share) * self.error / total}
 
     def damping(self, size: int, floor: float) -> float:
         """A tenth of the mean eigenvalue of H."""
-        return AUTO_DAMPING * ((self.inside + self.outside) / size + floor)
+        return AUTO_DAMPING * ((self.captured + self.rest) / size + floor)
 
 
 @dataclass(frozen=True)

@@ -153,9 +153,9 @@ def _data_diagonal(problem: Problem) -> Tensor:
     """(P,) float64 (1/N) sum_i b_i diag(J_i^T S_i J_i)."""
     total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
     for batch in problem.batches(jacobian_batch(problem)):
-        jac = jacobians(problem, batch).double()  # (B, C, P)
-        bend = output_hessians(problem, batch).double() * batch.weights.double()[:, None, None]
-        total += (jac * (bend @ jac)).sum((0, 1))
+        jac = jacobians(problem, batch)  # (B, C, P)
+        bend = output_hessians(problem, batch) * batch.weights[:, None, None]
+        total += (jac * (bend @ jac)).sum((0, 1)).double()
     return total / len(problem)
 
 

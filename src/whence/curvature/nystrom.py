@@ -11,7 +11,7 @@ from whence.calculus.products import CurvatureMatrix, hessian_is_ggn
 from whence.core.problem import Problem
 from whence.curvature.base import TRACE_PROBES, Curvature, LowRankIHVP, Trace, least_decay
 from whence.errors import BadArgument, NegativeCurvature
-from whence.numerics.linalg import LowRank, NystromSketch, nystrom, trace_outside
+from whence.numerics.linalg import LowRank, NystromSketch, nystrom, trace
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Nystrom(Curvature):
     float64 (r P in the type of the model are kept); for K vectors one product and 4 K r P.
 
     Source: the sketch as in Frangella, Tropp & Udell 2021 (arXiv:2110.02820), algorithm 2.1, there
-    for preconditioning; for influence functions Hataya & Yamada 2023 (AISTATS), who take columns of
-    the matrix at random (cited from memory). The identity of Woodbury 1950 (cited from memory).
+    for preconditioning; the trace of what it leaves out as in Persson, Cortinovis & Kressner 2022
+    (arXiv:2109.10659); the identity of Woodbury 1950 (all three cited from memory).
 
     >>> from whence.adapters import make_problem
     >>> row, one = torch.tensor([[3.0, 4.0]]).double(), torch.ones(1).double()
@@ -70,21 +70,24 @@ class Nystrom(Curvature):
 
         sketch = nystrom(above_floor, like, rank=self.rank, seed=self.seed)
         _refuse_negative(sketch, eps=torch.finfo(problem.dtype).eps)
-        outside = trace_outside(
-            above_floor, sketch.probed, like, probes=TRACE_PROBES, seed=self.seed
-        )
-        trace = Trace(float(sketch.values.sum()), float(sketch.inside.sum()), *outside)
+
+        def missed(stack: Tensor) -> Tensor:
+            return above_floor(stack) - sketch.multiply(stack)
+
+        # Signs of the numbers that the sketch was drawn from would not be independent of it.
+        rest = trace(missed, like, probes=TRACE_PROBES, seed=-1 - self.seed)
+        total = Trace(float(sketch.values.sum()), *rest)
         known = LowRank(sketch.basis.to(like).contiguous(), sketch.values + floor, floor)
         damping = self.damping
         if damping == "auto":
-            damping = 0.0 if is_linear else trace.damping(problem.size, floor)
+            damping = 0.0 if is_linear else total.damping(problem.size, floor)
         report = {
             "curvature": "nystrom",
             "matrix": "hessian" if is_linear else "ggn",
             "matrix_reason": _REASONS[is_linear],
             "damping": float(damping),
             "rank": len(known.values),
-            **trace.facts(),
+            **total.facts(),
             "largest_eigenvalue": float(known.values.max()),
             "floor": floor,
             "seed": self.seed,

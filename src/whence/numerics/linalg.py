@@ -561,14 +561,16 @@ class NystromSketch:
     Args:
         basis: (r, P) U, orthonormal rows, in float64.
         values: (r,) l, descending.
-        probed: (r, P) W, the orthonormal rows that A was multiplied with, in float64.
-        inside: (r,) eigenvalues of W A W^T, ascending: they sum to the trace of A within W.
+        inside: (r,) eigenvalues of W A W^T, ascending, for the rows W that A was multiplied with.
     """
 
     basis: Tensor
     values: Tensor
-    probed: Tensor
     inside: Tensor
+
+    def multiply(self, stack: Tensor) -> Tensor:
+        """(K, P) the rows times the sketch."""
+        return ((stack.to(self.basis) @ self.basis.T * self.values) @ self.basis).to(stack)
 
 
 def nystrom(product: Product, like: Tensor, *, rank: int, seed: int) -> NystromSketch:
@@ -606,7 +608,7 @@ def nystrom(product: Product, like: Tensor, *, rank: int, seed: int) -> NystromS
     turned, upper = torch.linalg.qr(rows.T)
     turn, sizes, _ = torch.linalg.svd(upper)
     basis = (turned @ turn).T.contiguous()
-    return NystromSketch(basis, (sizes**2 - shift).clamp_min(0), probes, inside)
+    return NystromSketch(basis, (sizes**2 - shift).clamp_min(0), inside)
 
 
 @dataclass(frozen=True)
