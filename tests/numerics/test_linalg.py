@@ -8,11 +8,15 @@ from torch import Tensor
 
 from whence.errors import BadArgument, NegativeCurvature, NonFinite, NotConverged, NumericsError
 from whence.numerics.linalg import (
+    LowRank,
     block_cg,
     decompose,
     extreme_eigenvalues,
+    nystrom,
     nystrom_preconditioner,
+    ritz_pairs,
     trace,
+    trace_outside,
 )
 
 EPS = torch.finfo(torch.float64).eps
@@ -311,7 +315,139 @@ def test_the_type_of_the_rows_is_kept():
     assert float(true.max()) <= 1.1e-5
 
 
+# ------------------------------------------------------------------ matrices of low rank
+
+
+def orthonormal(count: int, size: int) -> Tensor:
+    return torch.linalg.qr(normal(count, size).T)[0].T
+
+
+def written_out(known: LowRank) -> Tensor:
+    inside = known.basis.T @ known.basis
+    one = torch.eye(known.basis.shape[1]).double()
+    return (known.basis.T * known.values) @ known.basis + known.floor * (one - inside)
+
+
+@pytest.mark.parametrize(("floor", "damping"), [(0.0, 0.1), (0.2, 0.0), (0.2, 0.1), (0.0, 0.0)])
+def test_a_matrix_of_low_rank_is_inverted_as_when_it_is_written_out(floor, damping):
+    known = LowRank(orthonormal(6, 20), torch.linspace(0.3, 5, 6).double(), floor)
+    dense = written_out(known) + damping * torch.eye(20).double()
+    expected = torch.linalg.pinv(dense, rtol=1e-10, hermitian=True)
+    rows = normal(8, 20, seed=3)
+    torch.testing.assert_close(known.solve(rows, damping), rows @ expected)
+    jacobians = rows.reshape(2, 4, 20)
+    leverage = known.leverage(jacobians, damping)
+    torch.testing.assert_close(leverage, jacobians @ expected @ jacobians.mT)
+    assert known.is_left_out(damping) == (floor + damping == 0)
+
+
+def test_the_floor_of_a_complete_basis_plays_no_part():
+    known = LowRank(orthonormal(5, 5), torch.linspace(1, 5, 5).double(), -7.0)
+    assert known.is_complete
+    assert known.smallest == 1
+    assert not known.is_left_out(7.0)
+    rows = normal(2, 5, seed=3)
+    torch.testing.assert_close(known.solve(rows), rows @ torch.linalg.inv(written_out(known)))
+
+
+def test_the_smallest_eigenvalue_counts_the_floor_and_no_rounding():
+    basis, values = orthonormal(3, 9), torch.tensor([1e-18, 0.5, 2.0]).double()
+    assert LowRank(basis, values).smallest == 0.5
+    assert LowRank(basis, values, 0.25).smallest == 0.25
+    assert LowRank(basis, values, -0.25).smallest == -0.25
+    assert LowRank(basis[:0], values[:0]).smallest == 0
+
+
+def test_rows_fall_into_a_part_inside_and_one_outside():
+    known = LowRank(orthonormal(4, 12), torch.ones(4).double())
+    rows = normal(3, 12, seed=2)
+    inside, outside = known.split(rows)
+    torch.testing.assert_close(inside @ known.basis + outside, rows)
+    torch.testing.assert_close(outside @ known.basis.T, torch.zeros(3, 4).double())
+
+
+# ------------------------------------------------------------------ Krylov spaces
+
+
+@pytest.mark.parametrize(("rank", "block"), [(1, 1), (12, 1), (12, 4), (14, 4), (30, 200)])
+def test_ritz_pairs_are_those_of_the_projected_matrix(rank, block):
+    matrix = conditioned(1e3)
+    found = ritz_pairs(Counted(matrix), torch.zeros(P).double(), rank=rank, block=block)
+    pairs = found.vectors
+    torch.testing.assert_close(pairs @ pairs.T, torch.eye(rank).double())
+    torch.testing.assert_close(pairs @ matrix @ pairs.T, torch.diag(found.values))
+    rest = (pairs @ matrix - found.values[:, None] * pairs).norm(dim=1)
+    torch.testing.assert_close(found.residuals, rest, rtol=1e-6, atol=1e-14)
+
+
+def test_the_krylov_space_holds_the_powers_of_its_start():
+    matrix = conditioned(10.0)
+    pairs = ritz_pairs(Counted(matrix), torch.zeros(P).double(), rank=6, seed=2).vectors
+    power = torch.randn(
+        1, P, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )  # the start of that seed
+    for _ in range(6):
+        torch.testing.assert_close(power @ pairs.T @ pairs, power)
+        power = power @ matrix
+
+
+@pytest.mark.parametrize("block", [1, 3, 7])
+def test_all_steps_find_all_eigenvalues_multiple_ones_and_zero_included(block):
+    values = torch.cat([torch.zeros(20), torch.ones(15), torch.linspace(2, 9, 5)]).double()
+    product = Counted(with_eigenvalues(values))
+    found = ritz_pairs(product, torch.zeros(40).double(), rank=100, block=block)
+    torch.testing.assert_close(found.values, values, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(40).double())
+    assert float(found.residuals.max()) < 1e-12
+    assert product.calls == -(-40 // block)
+
+
+def test_a_matrix_of_zeros_has_pairs_of_zero():
+    found = ritz_pairs(Counted(torch.zeros(9, 9).double()), torch.zeros(9).double(), rank=4)
+    assert not found.values.any()
+    assert not found.residuals.any()
+    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(4).double())
+
+
+def test_a_space_in_float32_stays_orthonormal():
+    values = torch.logspace(-8, 2, P, dtype=torch.float64)
+    matrix = with_eigenvalues(values).float()
+    found = ritz_pairs(Counted(matrix), torch.zeros(P), rank=60, block=2)
+    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(60), rtol=0, atol=1e-5)
+    assert float(found.values[-1]) == pytest.approx(100, rel=1e-5)
+
+
+@pytest.mark.parametrize("find", [ritz_pairs, nystrom])
+def test_products_that_are_not_a_number_are_refused(find):
+    with pytest.raises(NonFinite, match="Product 1"):
+        find(lambda stack: stack * torch.nan, torch.zeros(9).double(), rank=3, seed=0)
+
+
 # ------------------------------------------------------------------ random sketches
+
+
+@pytest.mark.parametrize("rank", [1, 10, P])
+def test_the_sketch_is_the_formula_and_never_more_than_the_matrix(rank):
+    matrix = conditioned(1e3)
+    made = nystrom(Counted(matrix), torch.zeros(P).double(), rank=rank, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(rank, P, generator=generator, dtype=torch.float64)
+    image = rows @ matrix
+    expected = image.T @ torch.linalg.solve(rows @ image.T, image)
+    actual = made.multiply(torch.eye(P).double())
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(made.basis @ made.basis.T, torch.eye(rank).double())
+    assert float(torch.linalg.eigvalsh(matrix - actual)[0]) > -1e-12
+    probes = torch.linalg.qr(rows.T)[0].T
+    torch.testing.assert_close(made.inside.sum(), (probes @ matrix @ probes.T).trace())
+
+
+def test_directions_without_curvature_are_no_part_of_the_sketch():
+    nothing = nystrom(Counted(torch.zeros(9, 9).double()), torch.zeros(9).double(), rank=4, seed=0)
+    assert nothing.basis.shape == (0, 9)
+    assert not nothing.multiply(normal(2, 9)).any()
+    few = with_eigenvalues(torch.cat([torch.zeros(30), torch.ones(5)]).double())
+    assert len(nystrom(Counted(few), torch.zeros(35).double(), rank=12, seed=0).values) == 5
 
 
 def test_the_preconditioner_equals_its_formula():
@@ -373,6 +509,33 @@ def test_the_standard_error_of_the_trace_is_honest():
         squares.append(((mean - true) / error) ** 2)
     # Student's t with 29 degrees of freedom: mean 29/27, standard deviation of 200 means 0.11
     assert sum(squares) / 200 == pytest.approx(29 / 27, abs=4 * 0.11)
+
+
+def test_the_trace_beside_a_space_is_honest_about_its_error_and_nothing_beside_the_whole():
+    matrix, basis = conditioned(10.0, 40), orthonormal(25, 40)
+    beside = torch.eye(40).double() - basis.T @ basis
+    true, squares = float((beside @ matrix).trace()), []
+    like = torch.zeros(40).double()
+    for seed in range(200):
+        mean, error = trace_outside(Counted(matrix), basis, like, probes=30, seed=seed)
+        squares.append(((mean - true) / error) ** 2)
+    # Student's t with 29 degrees of freedom: mean 29/27, standard deviation of 200 means 0.11
+    assert sum(squares) / 200 == pytest.approx(29 / 27, abs=4 * 0.11)
+    whole = trace_outside(Counted(matrix), orthonormal(40, 40), like, probes=30, seed=0)
+    assert whole == (0, 0)
+
+
+def test_the_trace_beside_a_krylov_space_does_not_depend_on_its_start():
+    """Signs of the very numbers that the space starts from would lie too much inside it."""
+    matrix = torch.eye(400).double() + with_eigenvalues(torch.linspace(0, 1, 400).double())
+    like = torch.zeros(400).double()
+    gaps = []
+    for seed in range(50):
+        pairs = ritz_pairs(Counted(matrix), like, rank=30, block=30, seed=seed).vectors
+        mean, error = trace_outside(Counted(matrix), pairs, like, probes=30, seed=seed)
+        true = float(matrix.trace() - (pairs @ matrix @ pairs.T).trace())
+        gaps.append((mean - true) / error)
+    assert abs(sum(gaps) / 50) < 4 / 50**0.5
 
 
 def test_one_probe_has_no_standard_error():

@@ -1,4 +1,4 @@
-"""A Nyström sketch of the Gauss-Newton matrix, inverted by the identity of Woodbury."""
+"""A Nyström sketch of the Gauss-Newton matrix, inverted by the Woodbury identity."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -16,11 +16,11 @@ from whence.numerics.linalg import LowRank, NystromSketch, nystrom, trace
 
 @dataclass(frozen=True)
 class Nystrom(Curvature):
-    """(U^T diag(l) U + (floor + damping) I)^-1 from one pass over all data with `rank` vectors.
+    """(H + damping I)^-1 by a sketch of H from one product with `rank` vectors over all data.
 
         H ~ floor I + U^T diag(l) U = floor I + (A W^T) (W A W^T)^-1 (W A),    A = H - floor I
-        (...)^-1 v                  = U^T diag(1 / (l + floor + damping)) U v
-                                      + (I - U^T U) v / (floor + damping)
+        (H + damping I)^-1 v ~ U^T diag(1 / (l + floor + damping)) U v
+                               + (I - U^T U) v / (floor + damping)
 
     H is the Gauss-Newton matrix, W (r, P) random and orthonormal, U (r, P) orthonormal, and floor
     the smallest weight decay of a parameter, which no eigenvalue of H is below. The sketch is never
@@ -33,8 +33,9 @@ class Nystrom(Curvature):
             matrix (linear models), else a tenth of the mean eigenvalue.
         seed: of the random vectors.
 
-    Cost: one product with r + 30 vectors over all data, 10 r^2 P multiplications, 5 r P numbers in
-    float64 (r P in the type of the model are kept); for K vectors one product and 4 K r P.
+    Cost: products with r and with 30 vectors over all data, 10 r^2 P multiplications, 5 r P numbers
+    in float64 (r P in the type of the model are kept); for K vectors one product and 4 K r P
+    multiplications.
 
     Source: the sketch as in Frangella, Tropp & Udell 2021 (arXiv:2110.02820), algorithm 2.1, there
     for preconditioning; the trace of what it leaves out as in Persson, Cortinovis & Kressner 2022
@@ -88,7 +89,7 @@ class Nystrom(Curvature):
             "damping": float(damping),
             "rank": len(known.values),
             **total.facts(),
-            "largest_eigenvalue": float(known.values.max()),
+            "largest_eigenvalue": max([floor, *known.values.tolist()]),
             "floor": floor,
             "seed": self.seed,
         }

@@ -407,14 +407,16 @@ class LowRank:
     @cached_property
     def threshold(self) -> float:
         """Eigenvalues of at most this size are null: rounding cannot tell them from zero."""
-        eps = torch.finfo(self.basis.dtype).eps
-        return len(self.values) * eps * float(self.values.abs().max())
+        largest = float(self.values.abs().max()) if len(self.values) else 0.0
+        return len(self.values) * torch.finfo(self.basis.dtype).eps * largest
 
     @property
     def smallest(self) -> float:
         """The smallest eigenvalue that is not null, the floor included; 0 if all are null."""
-        own = self.values[self.values.abs() > self.threshold].tolist()
-        return min([*own, *([self.floor] if self.floor and not self.is_complete else [])] or [0.0])
+        found: list[float] = self.values[self.values.abs() > self.threshold].tolist()
+        if self.floor and not self.is_complete:
+            found.append(self.floor)
+        return min(found, default=0.0)
 
     def solve(self, stack: Tensor, damping: float = 0.0) -> Tensor:
         """(A + damping I)^-1 v for each row; directions whose eigenvalue is then 0 are left out.
