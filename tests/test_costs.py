@@ -171,7 +171,17 @@ print(peak[1] - peak[0], plan.memory_bytes)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to measure memory")
-@pytest.mark.parametrize(("method", "hidden"), [("exact", 36), ("cg", 120), ("dual", 90)])
+@pytest.mark.parametrize(
+    ("method", "hidden"),
+    [
+        ("exact", 36),
+        ("cg", 120),
+        ("dual", 90),
+        ("arnoldi", 200),
+        ("nystrom", 200),
+        ("diagonal", 90),
+    ],
+)
 def test_the_memory_is_right_within_a_factor_of_two_and_a_half(method: str, hidden: int):
     """Two and not one: how much of a batch lives at the same time is the library's affair."""
     words = [sys.executable, "-c", MEASURED, method, str(hidden)]

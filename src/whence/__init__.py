@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from whence.core.scores import Effect, Measurement, Scores
     from whence.core.training import CallableTraining, Training
     from whence.costs import Preflight, preflight
+    from whence.curvature.arnoldi import Arnoldi
     from whence.curvature.cg import CG
+    from whence.curvature.diagonal import Diagonal
     from whence.curvature.dual import Dual
     from whence.curvature.exact import Exact
     from whence.curvature.identity import Identity
     from whence.curvature.lissa import LiSSA
+    from whence.curvature.nystrom import Nystrom
     from whence.errors import WhenceError
     from whence.explanation import explain, fit
     from whence.methods.influence import Influence
@@ -63,6 +66,9 @@ _HOMES = {
     "CG": "whence.curvature.cg",
     "LiSSA": "whence.curvature.lissa",
     "Identity": "whence.curvature.identity",
+    "Arnoldi": "whence.curvature.arnoldi",
+    "Nystrom": "whence.curvature.nystrom",
+    "Diagonal": "whence.curvature.diagonal",
     "WhenceError": "whence.errors",
     "Contrast": "whence.core.measurements",
     "contrast": "whence.core.measurements",
@@ -95,11 +101,13 @@ _HOMES = {
 
 __all__ = [
     "CG",
+    "Arnoldi",
     "Attack",
     "CallableTraining",
     "Comparison",
     "Components",
     "Contrast",
+    "Diagonal",
     "Dual",
     "Effect",
     "Exact",
@@ -110,6 +118,7 @@ __all__ = [
     "Measurement",
     "Mislabels",
     "Mismatch",
+    "Nystrom",
     "Outcome",
     "Perturbation",
     "Poisoning",

@@ -18,11 +18,15 @@ from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.curvature import Curvature, make_curvature
+from whence.curvature.arnoldi import Arnoldi
+from whence.curvature.base import TRACE_PROBES
 from whence.curvature.cg import CG
+from whence.curvature.diagonal import Diagonal
 from whence.curvature.dual import Dual, dual_bytes
 from whence.curvature.exact import Exact
 from whence.curvature.identity import Identity
 from whence.curvature.lissa import LiSSA
+from whence.curvature.nystrom import Nystrom
 from whence.explanation import choose
 from whence.methods import Influence, Method, make_method
 from whence.methods.base import MeasurementLike
@@ -233,6 +237,9 @@ def _takes(
         Dual: _dual,
         CG: _cg,
         LiSSA: _lissa,
+        Arnoldi: _arnoldi,
+        Nystrom: _nystrom,
+        Diagonal: _diagonal,
         Identity: _identity,
     }
     estimate = estimates.get(type(curvature))
@@ -319,6 +326,54 @@ def _lissa(problem: Problem, recipe: LiSSA, queries: int) -> _Takes:
     )
 
 
+def _arnoldi(problem: Problem, recipe: Arnoldi, queries: int) -> _Takes:
+    """A product for every block, one for the trace, and one for the residual."""
+    is_linear = hessian_is_ggn(problem)
+    matrix: MatrixName = "hessian" if recipe.matrix == "hessian" and not is_linear else "ggn"
+    rank, vector = _rank(problem, recipe.rank), problem.size * problem.parameters.element_size()
+    block = min(recipe.block, rank)
+    steps = -(-rank // block) * _product_seconds(problem, matrix, block)
+    steps += 6 * problem.size * rank**2 / _rate()
+    working = _working_bytes(problem, 2 * max(block, TRACE_PROBES))
+    return _Takes(
+        bytes=(2 * rank + 4 * (block + TRACE_PROBES)) * vector + working,
+        fit_seconds=steps + _product_seconds(problem, matrix, TRACE_PROBES),
+        scores_seconds=_low_rank_seconds(problem, matrix, rank, queries),
+    )
+
+
+def _nystrom(problem: Problem, recipe: Nystrom, queries: int) -> _Takes:
+    """A product with all probes, one for the trace, and one for the residual."""
+    rank = _rank(problem, recipe.rank)
+    products = sum(_product_seconds(problem, "ggn", count) for count in (rank, TRACE_PROBES))
+    return _Takes(
+        bytes=5 * rank * problem.size * 8 + _working_bytes(problem, 2 * rank),
+        fit_seconds=products + 10 * problem.size * rank**2 / _rate(),
+        scores_seconds=_low_rank_seconds(problem, "ggn", rank, queries),
+    )
+
+
+def _low_rank_seconds(problem: Problem, matrix: MatrixName, rank: int, queries: int) -> float:
+    """Four multiplications a number of the basis for each query, and the product of a residual."""
+    inside = 4 * queries * rank * problem.size / _rate()
+    return inside + _product_seconds(problem, matrix, queries)
+
+
+def _diagonal(problem: Problem, recipe: Diagonal, queries: int) -> _Takes:
+    """The Jacobians of all examples, C^2 P for each, and the product of a residual."""
+    del recipe
+    operations = float(len(problem)) * problem.output_size**2 * problem.size
+    return _Takes(
+        bytes=_jacobian_bytes(problem) + 2 * queries * problem.size * 8,
+        fit_seconds=_jacobian_seconds(problem) + operations / _rate(),
+        scores_seconds=_product_seconds(problem, "ggn", queries),
+    )
+
+
+def _rank(problem: Problem, rank: int) -> int:
+    return min(rank, problem.size)
+
+
 def _identity(problem: Problem, recipe: Identity, queries: int) -> _Takes:
     """Nothing to solve."""
     del recipe
@@ -337,6 +392,9 @@ def _held_bytes(problem: Problem, curvature: Curvature | None) -> int:
     if isinstance(curvature, Dual):
         outputs = len(problem) * problem.output_size
         return 8 * outputs * (problem.size + outputs)
+    if isinstance(curvature, Arnoldi | Nystrom):
+        vector = problem.size * problem.parameters.element_size()
+        return _rank(problem, curvature.rank) * vector
     return 0
 
 
