@@ -30,10 +30,11 @@ class Arnoldi(Curvature):
     three ways:
 
     1. It drops what lies beside the space. Here that is left out only where floor and damping are
-       both zero, with a warning: a solution is longest in flat directions. Against the converged
-       effects of 20 queries on a network with 38,170 parameters, at a damping of 1e-4 and a
-       weight decay of 5e-4 of the largest eigenvalue, ranks 100 and 300 had correlations of 0.47 and 0.57 with it and of 0.19
-       and 0.38 without; their size was 10 and 4 times too large, and 0.14 and 0.39 of it.
+       both zero, with a warning: a solution is longest in flat directions. On a network with
+       38,170 parameters (damping 1e-4, weight decay 5e-4 of the largest eigenvalue) the effects of
+       20 queries had correlations of 0.47 and 0.57 with the converged ones at ranks 100 and 300,
+       and were 10 and 4 times too large; without that part it was 0.19 and 0.38, and effects were
+       0.14 and 0.39 times as large as they should be.
     2. It keeps the pairs of the largest |theta|, negative ones as well. Here a negative theta that
        damping does not make up for is an error, and "auto" takes the Gauss-Newton matrix.
     3. It multiplies with a part of the data. Here every product is over all of it.
