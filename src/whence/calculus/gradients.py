@@ -56,7 +56,7 @@ def gradients(problem: Problem, batch: Batch) -> Tensor:
     Raises:
         NonFinite: a gradient is not a number, naming the example.
     """
-    rows = _pull_back(problem, batch.inputs, residuals(problem, batch))
+    rows = pull_back(problem, batch.inputs, residuals(problem, batch))
     _refuse_non_finite(problem, batch, rows)
     return rows
 
@@ -131,27 +131,33 @@ def inner(problem: Problem, psi: Tensor, batch: Batch) -> Tensor:
     return products
 
 
-def residuals(problem: Problem, batch: Batch, *, shift: Tensor | None = None) -> Tensor:
+def residuals(
+    problem: Problem, batch: Batch, *, shift: Tensor | None = None, values: Tensor | None = None
+) -> Tensor:
     """Derivative of each loss with respect to its outputs, flattened: r (B, C).
 
     Args:
         problem: model and loss.
         batch: B examples.
         shift: (B, C) added to the outputs before the derivative is taken.
+        values: (B, ...) the outputs, where they are known.
     """
-    _, slopes = _losses_of_outputs(problem, batch, shift)
+    _, slopes = _losses_of_outputs(problem, batch, shift, values)
     return slopes.detach()
 
 
-def output_hessians(problem: Problem, batch: Batch, *, shift: Tensor | None = None) -> Tensor:
+def output_hessians(
+    problem: Problem, batch: Batch, *, shift: Tensor | None = None, values: Tensor | None = None
+) -> Tensor:
     """Hessian of each loss with respect to its outputs, flattened: S (B, C, C).
 
     Args:
         problem: model and loss.
         batch: B examples.
         shift: (B, C) added to the outputs before the derivative is taken.
+        values: (B, ...) the outputs, where they are known.
     """
-    values, slopes = _losses_of_outputs(problem, batch, shift)
+    values, slopes = _losses_of_outputs(problem, batch, shift, values)
     if not slopes.requires_grad:  # a loss that is linear in the outputs
         return slopes.new_zeros(*slopes.shape, slopes.shape[1])
     # Examples do not mix, so the gradient of a sum over them holds every row separately.
@@ -163,16 +169,45 @@ def output_hessians(problem: Problem, batch: Batch, *, shift: Tensor | None = No
 
 
 def _losses_of_outputs(
-    problem: Problem, batch: Batch, shift: Tensor | None
+    problem: Problem, batch: Batch, shift: Tensor | None, values: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, C) as a leaf, and the derivative (B, C) of the losses with their graph."""
-    with torch.no_grad():
-        values = problem.outputs(problem.parameters, batch.inputs)
+    if values is None:
+        with torch.no_grad():
+            values = problem.outputs(problem.parameters, batch.inputs)
     flat = values.reshape(len(batch), -1)
     leaf = (flat if shift is None else flat + shift).detach().requires_grad_(True)
     losses = problem.loss(leaf.reshape(values.shape), cast("Tensor", batch.targets))
     (slopes,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True, materialize_grads=True)
     return leaf, slopes
+
+
+def measurement_slopes(
+    problem: Problem, measurement: Measurement, queries: Queries
+) -> tuple[Tensor, Tensor]:
+    """Each query's measurement and its derivative with respect to the outputs.
+
+    Args:
+        problem: model.
+        measurement: `(outputs, targets) -> one value per query`.
+        queries: Q queries.
+
+    Returns:
+        (Q,) values and (Q, C) slopes, outputs flattened.
+
+    Raises:
+        NotPerExample: the measurement is not one value per query.
+        NonFinite: a value or slope is not a number.
+    """
+    function = cast("Callable[[Tensor, Tensor], Tensor]", measurement.function)
+    values = measure(problem, measurement, queries)
+    with torch.no_grad():
+        leaf = problem.outputs(problem.parameters, queries.inputs).requires_grad_(True)
+    total = function(leaf, queries.targets).sum()
+    (slopes,) = torch.autograd.grad(total, leaf, materialize_grads=True)
+    slopes = slopes.reshape(len(queries), -1)
+    _refuse_infinite_slopes(slopes, measurement, queries)
+    return values, slopes
 
 
 def measurement_gradients(
@@ -192,13 +227,13 @@ def measurement_gradients(
         NotPerExample: the measurement is not one value per query.
         NonFinite: a value or gradient is not a number.
     """
-    function = cast("Callable[[Tensor, Tensor], Tensor]", measurement.function)
-    values = measure(problem, measurement, queries)
-    with torch.no_grad():
-        leaf = problem.outputs(problem.parameters, queries.inputs).requires_grad_(True)
-    total = function(leaf, queries.targets).sum()
-    (slopes,) = torch.autograd.grad(total, leaf, materialize_grads=True)
-    rows = _pull_back(problem, queries.inputs, slopes.reshape(len(queries), -1))
+    values, slopes = measurement_slopes(problem, measurement, queries)
+    rows = pull_back(problem, queries.inputs, slopes)
+    _refuse_infinite_slopes(rows, measurement, queries)
+    return values, rows
+
+
+def _refuse_infinite_slopes(rows: Tensor, measurement: Measurement, queries: Queries) -> None:
     bad = ~rows.isfinite().all(1)
     if bool(bad.any()):
         raise NonFinite(
@@ -207,7 +242,6 @@ def measurement_gradients(
             why="All its effects would be NaN.",
             remedy="Look at this query, or use another measurement.",
         )
-    return values, rows
 
 
 def measure(problem: Problem, measurement: Measurement, queries: Queries) -> Tensor:
@@ -310,8 +344,19 @@ def _alone(tree: Tree) -> Tree:
     return tree_map(lambda leaf: leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _pull_back(problem: Problem, inputs: Tree, slopes: Tensor) -> Tensor:
-    """J_b^T s_b for each example: (B, P). Only the model is differentiated, never a loss."""
+def pull_back(
+    problem: Problem, inputs: Tree, slopes: Tensor, *, only: Layout | None = None
+) -> Tensor:
+    """J_b^T s_b for each example: (B, P). Only the model is differentiated, never a loss.
+
+    Args:
+        problem: model.
+        inputs: B inputs.
+        slopes: (B, C) weights of the outputs, flattened.
+        only: the parameters that are asked about, default all; P is then their number.
+    """
+    if only is not None:
+        return _pull_back_some(problem, inputs, slopes, only)
 
     def along_slope(parameters: Tensor, one: Tree, slope: Tensor) -> Tensor:
         return problem.outputs(parameters, _alone(one)).flatten() @ slope
@@ -319,21 +364,49 @@ def _pull_back(problem: Problem, inputs: Tree, slopes: Tensor) -> Tensor:
     return _per_example(problem, along_slope, (inputs, slopes))
 
 
-def _per_example(problem: Problem, value: Callable[..., Tensor], trees: tuple[Tree, ...]) -> Tensor:
+def plain_pull_back(problem: Problem, inputs: Tree, slopes: Tensor) -> Tensor:
+    """The same as `pull_back` by a loop of reverse passes that expects nothing of the model."""
+
+    def along_slope(parameters: Tensor, one: Tree, slope: Tensor) -> Tensor:
+        return problem.outputs(parameters, _alone(one)).flatten() @ slope
+
+    rows = range(len(slopes))
+    trees = (inputs, slopes)
+    found = [_plain_jacobian(problem.parameters, along_slope, _take(trees, i)) for i in rows]
+    return torch.stack(found)
+
+
+def _pull_back_some(problem: Problem, inputs: Tree, slopes: Tensor, only: Layout) -> Tensor:
+    everything = problem.layout.split(problem.parameters)
+    start = only.join({name: everything[name] for name in only.names})
+
+    def along_slope(some: Tensor, one: Tree, slope: Tensor) -> Tensor:
+        return problem.call(everything | only.split(some), _alone(one)).flatten() @ slope
+
+    return _per_example(problem, along_slope, (inputs, slopes), at=start)
+
+
+def _per_example(
+    problem: Problem,
+    value: Callable[..., Tensor],
+    trees: tuple[Tree, ...],
+    at: Tensor | None = None,
+) -> Tensor:
     """Jacobian of `value(parameters, *example)` for every example, by vmap or one by one."""
+    at = problem.parameters if at is None else at
     if is_vectorised(problem):
         axes = tuple(tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, trees))
         with torch.no_grad():
-            return vmap(jacrev(value), in_dims=(None, *axes))(problem.parameters, *trees)
+            return vmap(jacrev(value), in_dims=(None, *axes))(at, *trees)
     count = len(next(leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)))
-    return torch.stack([_plain_jacobian(problem, value, _take(trees, i)) for i in range(count)])
+    return torch.stack([_plain_jacobian(at, value, _take(trees, i)) for i in range(count)])
 
 
 def _plain_jacobian(
-    problem: Problem, value: Callable[..., Tensor], example: tuple[Tree, ...]
+    at: Tensor, value: Callable[..., Tensor], example: tuple[Tree, ...]
 ) -> Tensor:
     """(P,) or (C, P) by one reverse pass for every number in `value`."""
-    theta = problem.parameters.detach().clone().requires_grad_(True)
+    theta = at.detach().clone().requires_grad_(True)
     answer = value(theta, *example)
     rows = [
         torch.autograd.grad(entry, theta, retain_graph=True, materialize_grads=True)[0]

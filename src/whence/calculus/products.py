@@ -37,7 +37,13 @@ def objective_gradient(problem: Problem) -> Tensor:
     with torch.no_grad():
         for batch in problem.batches():
             total += grad(lambda theta, b=batch: _weighted(problem, theta, b))(problem.parameters)
-        return total / len(problem) + grad(problem.penalty)(problem.parameters)
+        return total / len(problem) + penalty_gradient(problem)
+
+
+def penalty_gradient(problem: Problem) -> Tensor:
+    """(P,) gradient of the regulariser."""
+    with torch.no_grad():
+        return grad(problem.penalty)(problem.parameters)
 
 
 def example_pull(problem: Problem) -> float:

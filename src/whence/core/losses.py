@@ -23,6 +23,10 @@ whence."""
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
+IGNORED = -100
+"""The label of a position that does not count, such as padding."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """One value per example from the outputs of a model.
@@ -57,7 +61,7 @@ class Loss:
         if self.task == "classes":
             _check_integers(targets)
             classes = outputs.shape[1] if outputs.ndim > 1 else 0
-            outside = ((targets < 0) | (targets >= classes)) & (targets != -100)
+            outside = ((targets < 0) | (targets >= classes)) & (targets != IGNORED)
             allowed = f"0 to {classes - 1}, one for each output of the model"
         elif self.task in ("binary", "signed"):
             low = 0 if self.task == "binary" else -1

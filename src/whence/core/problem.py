@@ -150,7 +150,18 @@ class Problem:
         Returns:
             (B, ...).
         """
-        chosen = self.layout.split(parameters)
+        return self.call(self.layout.split(parameters), inputs)
+
+    def call(self, chosen: Mapping[str, Tensor], inputs: Tree) -> Tensor:
+        """Outputs of the model with the chosen parameters by name; tied ones are one tensor.
+
+        Args:
+            chosen: a tensor for each name in `layout`.
+            inputs: B inputs.
+
+        Returns:
+            (B, ...).
+        """
         named = self._fixed | {f"model.{name}": value for name, value in chosen.items()}
         return functional_call(self._caller, named, (inputs,))
 

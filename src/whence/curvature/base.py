@@ -11,7 +11,12 @@ from torch import Tensor
 
 from whence.calculus.kronecker import Kronecker, Plan, fit_kronecker
 from whence.calculus.pairing import Kept, Pairing, keep
-from whence.calculus.products import CurvatureMatrix, decay_diagonal
+from whence.calculus.products import (
+    CurvatureMatrix,
+    decay_diagonal,
+    example_pull,
+    objective_gradient,
+)
 from whence.core.problem import Problem, Queries
 from whence.errors import BadArgument, NegativeCurvature, Unsupported
 from whence.numerics.linalg import LowRank, Preconditioner, Product, block_cg
@@ -99,6 +104,17 @@ class IHVP(ABC):
     def report(self) -> Mapping[str, Any]:
         """Matrix, damping, smallest eigenvalue and whatever else the fit has measured."""
 
+    def optimum(self, problem: Problem) -> tuple[Tensor, float]:
+        """How far the model is from its optimum, by a pass over the data or by what the fit knows.
+
+        Args:
+            problem: what it was fitted to.
+
+        Returns:
+            (P,) gradient of the objective, and the pull of one example.
+        """
+        return objective_gradient(problem), example_pull(problem)
+
     @abstractmethod
     def solve(self, vectors: Tensor) -> Solution:
         """(H + damping I)^-1 v for each row of a stack.
@@ -185,7 +201,7 @@ class KroneckerIHVP(IHVP):
     kronecker: Kronecker
     dampings: tuple[float, ...]
     data_scale: float
-    kept: tuple[Kept, ...] | None
+    kept: Kept | None
     tolerance: float
     facts: Mapping[str, Any]
 
@@ -197,6 +213,12 @@ class KroneckerIHVP(IHVP):
     def solve(self, vectors: Tensor) -> Solution:
         """The damped inverse of each layer's matrix times its part of each vector."""
         return Solution(self.kronecker.solve(vectors, self.dampings, self.data_scale))
+
+    def optimum(self, problem: Problem) -> tuple[Tensor, float]:
+        """Gradient of the objective and pull of one example, from what is kept if anything is."""
+        if self.kept is None:
+            return super().optimum(problem)
+        return self.kept.gradient(problem, self.kronecker.structure), self.kept.pull(problem)
 
     def pair(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
         """Scores from the factors of the gradients; see `whence.calculus.pairing`."""

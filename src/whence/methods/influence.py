@@ -16,11 +16,11 @@ from whence.calculus.gradients import (
     jacobian_batch,
     jacobians,
     measurement_gradients,
+    measurement_slopes,
     outputs,
     residuals,
 )
 from whence.calculus.nonconvergence import Correction
-from whence.calculus.products import example_pull, objective_gradient
 from whence.calculus.removal import Removal
 from whence.core.batches import Batch
 from whence.core.changes import Change
@@ -103,8 +103,8 @@ class Influence(Method):
         count = len(problem)
         scale = count / (count - 1) if is_newton and problem.renormalize else 1.0
         ihvp = curvature.fit(problem, data_scale=scale)
-        gradient = objective_gradient(problem)
-        norm, pull = float(gradient.norm()), example_pull(problem)
+        gradient, pull = ihvp.optimum(problem)
+        norm = float(gradient.norm())
         report = {
             "method": "influence",
             "removal": "newton" if is_newton else "first_order",
@@ -193,6 +193,8 @@ class FittedInfluence(Fitted):
         problem = self.problem
         asked = problem.queries(queries)
         measured = problem.measurement(measurement)
+        if self._is_bilinear and (found := self._pair(asked, measured, started)) is not None:
+            return found
         baseline, slopes = measurement_gradients(problem, measured, asked)
         directions = jacobians(problem, asked) if self.change == "finite" else slopes[:, None]
         solution = self.ihvp.solve(directions.flatten(0, 1))
@@ -223,6 +225,32 @@ class FittedInfluence(Fitted):
             values=stream(problem, rows, queries=len(asked), size=size),
             baseline=baseline,
             report=merge_reports(self.report, solution.report, _leverage_report(leverages)),
+            started=started,
+        )
+
+    @property
+    def _is_bilinear(self) -> bool:
+        """Whether effects are gradients of queries times solved gradients, and no more."""
+        return not self.is_newton and self.change == "linear" and self.correction is None
+
+    def _pair(self, asked: Queries, measured: Measurement, started: float) -> Scores | None:
+        """Effects by the curvature's own short cut; None where it has none."""
+        problem = self.problem
+        baseline, slopes = measurement_slopes(problem, measured, asked)
+        found = self.ihvp.pair(asked, slopes)
+        if found is None:
+            return None
+        products, facts = found
+        effects = products * (problem.weights.double().cpu().numpy() / len(problem))
+        if problem.renormalize:  # examples pull as far as they differ from the mean
+            effects -= effects.mean(1, keepdims=True)
+        return make_scores(
+            problem,
+            asked,
+            measured,
+            values=effects,
+            baseline=baseline,
+            report=merge_reports(self.report, facts),
             started=started,
         )
 

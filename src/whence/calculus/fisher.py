@@ -1,0 +1,152 @@
+"""The Fisher information through slopes of the outputs: (B, ...) tensors r_i with E r r^T = S_i.
+
+For losses that are negative log-likelihoods the Fisher information is the Gauss-Newton matrix
+
+    G = (1/N) sum_i b_i J_i^T S_i J_i,        S_i = Hessian of loss_i with respect to the outputs
+
+so back-propagating any slopes r_i with E r_i r_i^T = b_i S_i gives gradients whose second moment
+is G. Three choices:
+
+    expected    the columns of M_i, M_i M_i^T = S_i, one backward pass for each: no noise
+    sampled     r_i = M_i e with random signs e: one backward pass. Drawing labels from the model
+                has the same mean; signs have less variance, as |r|^2 is tr S_i nearly always where
+                a confident model draws a surprising label rarely, with a large gradient
+    empirical   the gradient of the loss itself: G only where the model fits the labels' noise
+
+For cross-entropy M = diag(sqrt p) - p sqrt(p)^T, at every position by itself, so that sequences
+need no more than a few backward passes. Other losses with few outputs take the root of S_i.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from whence.calculus.gradients import output_hessians, residuals
+from whence.core.batches import Batch
+from whence.core.losses import IGNORED
+from whence.core.problem import Problem
+from whence.errors import BadArgument, NegativeCurvature, Unsupported
+from whence.numerics.draws import Words, keys, signs
+
+FisherName = Literal["expected", "sampled", "empirical"]
+
+MOST_OUTPUTS = 100
+"""Above so many outputs the root of S_i is taken only where it has a closed form."""
+
+_NEGATIVE = 1e-4
+"""Share of its largest eigenvalue by which an output Hessian may be negative, as by rounding."""
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Slopes of the outputs whose second moment is that of the Fisher information.
+
+    Args:
+        kind: "expected", "sampled" or "empirical".
+        seed: of the signs; an example draws the same ones in every batch.
+        draws: how many sets of signs are drawn for each example.
+    """
+
+    kind: FisherName = "sampled"
+    seed: int = 0
+    draws: int = 1
+
+    def check(self, problem: Problem) -> None:
+        """Refuses a loss that has no Fisher information that whence could find.
+
+        Raises:
+            Unsupported: many outputs and no closed form, or no curvature at all.
+            BadArgument: an unknown kind.
+        """
+        if self.kind not in ("expected", "sampled", "empirical") or self.draws < 1:
+            raise BadArgument(
+                found=f"fisher={self.kind!r}, draws={self.draws}.",
+                why='The Fisher information is "expected", "sampled" or "empirical", from one draw '
+                "or more.",
+                remedy='Leave it out, or give fisher="sampled".',
+            )
+        if self.kind == "empirical":
+            return
+        if problem.loss.task != "classes" and problem.output_size > MOST_OUTPUTS:
+            raise Unsupported(
+                found=f"The loss {problem.loss.name!r} on {problem.output_size:,} outputs per "
+                "example: whence does not know how to sample its labels.",
+                why="The Fisher information needs a root of the loss's Hessian with respect to "
+                f"the outputs; above {MOST_OUTPUTS} outputs that takes a closed form.",
+                remedy='Use loss="cross_entropy" with outputs (B, C, positions) and targets '
+                '(B, positions), or fisher="empirical".',
+            )
+        few = problem.batch(torch.arange(min(8, len(problem))))
+        with torch.no_grad():
+            values = problem.outputs(problem.parameters, few.inputs)
+        if all(not bool(rows.any()) for rows in self.slopes(problem, few, values)):
+            raise Unsupported(
+                found=f"The loss {problem.loss.name!r} has no curvature at the outputs of the "
+                "first examples.",
+                why="Where a loss is piecewise linear its Gauss-Newton matrix is zero.",
+                remedy='Use a smooth loss, such as "smooth_hinge:0.001", or fisher="empirical".',
+            )
+
+    def slopes(self, problem: Problem, batch: Batch, values: Tensor) -> Iterator[Tensor]:
+        """Each (B, C): outputs flattened, base weights in; r r^T summed over them is b_i S_i.
+
+        Args:
+            problem: model and loss.
+            batch: B examples.
+            values: (B, ...) outputs of the model for them.
+
+        Raises:
+            NegativeCurvature: a loss that is not convex in the outputs.
+        """
+        root = batch.weights.sqrt()[:, None]
+        if self.kind == "empirical":
+            yield residuals(problem, batch, values=values) * root
+            return
+        values = values.detach()
+        times = _root(problem, batch, values)
+        key = keys(problem.data.ids[batch.positions.numpy()])
+        for vectors in self._vectors(values, key, problem.loss.task == "classes"):
+            yield times(vectors.reshape(values.shape)).flatten(1) * root
+
+    def _vectors(self, values: Tensor, key: Words, has_positions: bool) -> Iterator[Tensor]:
+        """What M is multiplied with: random signs, or the unit vectors one after the other."""
+        if self.kind == "sampled":
+            for draw in range(self.draws):
+                drawn = signs(self.seed + _APART * draw, key, values[0].numel())
+                yield drawn.to(values) / self.draws**0.5
+            return
+        columns = values.shape[1] if has_positions else values[0].numel()
+        spread = values.reshape(len(values), columns, -1)
+        # Labels at different positions are independent: signs keep them from adding up.
+        sign = signs(self.seed, key, spread.shape[2]).to(values)
+        for column in range(spread.shape[1]):
+            unit = torch.zeros_like(spread)
+            unit[:, column] = sign
+            yield unit
+
+
+_APART = 1009
+"""Seeds of the draws of one example lie so far from each other."""
+
+
+def _root(problem: Problem, batch: Batch, values: Tensor) -> Callable[[Tensor], Tensor]:
+    """The map e -> M e for (B, ...) vectors in the shape of the outputs."""
+    if problem.loss.task == "classes":
+        chance = values.softmax(1)
+        counted = cast("Tensor", batch.targets) != IGNORED
+        half = chance.sqrt() * counted.reshape(len(batch), 1, *values.shape[2:])
+        return lambda e: half * e - chance * (half * e).sum(1, keepdim=True)
+    bend = output_hessians(problem, batch, values=values)
+    found, basis = torch.linalg.eigh(bend)
+    if bool((found[:, 0] < -_NEGATIVE * found[:, -1].abs()).any()):
+        raise NegativeCurvature(
+            found=f"The loss {problem.loss.name!r} bends downwards in the outputs: the smallest "
+            f"eigenvalue of an output Hessian is {float(found.min()):.2g}.",
+            why="It is then no Fisher information, which is never negative.",
+            remedy='Use fisher="empirical", or curvature="exact" or "cg".',
+        )
+    half = basis * found.clamp_min(0).sqrt()[:, None]
+    return lambda e: torch.einsum("bcd,bd->bc", half, e.flatten(1))

@@ -1,0 +1,407 @@
+"""Layer-wise curvature in Kronecker-factored eigenbases: K-FAC and EK-FAC.
+
+A block of parameters has gradients G = sum_t l_t r_t^T (`whence.calculus.layers`). Its part of the
+Gauss-Newton matrix is taken to be diagonal in the product of two small bases,
+
+    F V ~ U_L [ D o (U_L^T V U_R) ] U_R^T,        U_L, U_R = eigenvectors of E sum_t l_t l_t^T and
+                                                              of the mean of r_t r_t^T
+    EK-FAC    D_jk = E (U_L^T G U_R)_jk^2          the diagonal itself, the best for these bases
+    K-FAC     D_jk = (eigenvalue of l)_j (eigenvalue of r)_k
+
+and blocks do not see each other. A parameter in one row (a scale, a bias) has U_L = 1, so that its
+block is exact. E is over the slopes of the Fisher information (`whence.calculus.fisher`).
+
+Moments need not see everything: examples come in rounds, each as large as all before it together,
+in an order that depends on ids alone; two halves of them are compared after every round, and
+|A - B| / |A + B|, the relative standard error of the mean of the two, ends the rounds once it is
+small enough for every block.
+
+Source: Martens & Grosse 2015 (arXiv:1503.05671); George et al. 2018 (arXiv:1806.03884); for
+convolutions Grosse & Martens 2016 (arXiv:1602.01407).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.calculus.fisher import Fisher
+from whence.calculus.layers import Block, Structure, dense, structure_of
+from whence.calculus.watching import Factors, Left, OneHot
+from whence.core.batches import Batch
+from whence.core.problem import Problem
+from whence.numerics.draws import keys, order
+from whence.numerics.linalg import eigenbasis
+from whence.progress import track
+
+WIDEST_BASIS = 2048
+"""Sides of a block that are longer, such as a vocabulary, keep their own coordinates as basis."""
+
+WIDEST_ROW = 512
+"""The same for a parameter in one row, whose matrix is not smaller than the square of this."""
+
+_FIRST_ROUND = 256
+"""Examples of the first round."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """An orthonormal basis for one side of a block.
+
+    Args:
+        vectors: (G, d, d) eigenvectors in columns; None for the coordinates themselves.
+        values: (G, d) second moments along them.
+    """
+
+    vectors: Tensor | None
+    values: Tensor
+
+    def rotate(self, rows: Tensor) -> Tensor:
+        """(..., G, T, d) rows in this basis."""
+        return rows if self.vectors is None else rows @ self.vectors
+
+    def back(self, rows: Tensor) -> Tensor:
+        """(..., G, T, d) rows out of this basis; inverse of `rotate`."""
+        return rows if self.vectors is None else rows @ self.vectors.mT
+
+    def left(self, factor: Left, like: Tensor) -> Left:
+        """A left factor in this basis."""
+        if isinstance(factor, Tensor):
+            return self.rotate(factor)
+        return factor if self.vectors is None else self.rotate(factor.dense(like))
+
+
+@dataclass(frozen=True)
+class KroneckerBlock:
+    """The curvature of one block.
+
+    Args:
+        left, right: bases.
+        values: (G, rows, columns) D, the second moments of the gradient in the two bases.
+        decay: what the regulariser adds to each of them.
+    """
+
+    left: Basis
+    right: Basis
+    values: Tensor
+    decay: float
+
+    def rotate(self, matrices: Tensor) -> Tensor:
+        """(K, G, rows, columns) matrices in the two bases."""
+        return self.left.rotate(self.right.rotate(matrices).mT).mT
+
+    def back(self, matrices: Tensor) -> Tensor:
+        """Inverse of `rotate`."""
+        return self.left.back(self.right.back(matrices).mT).mT
+
+    def weights(self, damping: float, scale: float = 1.0) -> Tensor:
+        """(G, rows, columns) 1 / (s D + decay + damping); zero where that is zero."""
+        total = scale * self.values + self.decay + damping
+        return torch.where(total > 0, 1 / total, torch.zeros_like(total))
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """The curvature of all blocks.
+
+    Args:
+        problem: whose.
+        structure: the blocks of its model.
+        blocks: the curvature of each.
+        facts: share of the data that was looked at, and how well it determines the moments.
+    """
+
+    problem: Problem
+    structure: Structure
+    blocks: tuple[KroneckerBlock, ...]
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def mean(self) -> float:
+        """The mean eigenvalue over all parameters, regulariser included."""
+        total = sum(float(b.values.double().sum()) + b.decay * b.values.numel() for b in self.blocks)
+        return total / self.problem.size
+
+    def smallest(self) -> float:
+        """The smallest eigenvalue, regulariser included."""
+        return min(float(block.values.min()) + block.decay for block in self.blocks)
+
+    def largest(self) -> float:
+        """The largest eigenvalue, regulariser included."""
+        return max(float(block.values.max()) + block.decay for block in self.blocks)
+
+    def solve(self, vectors: Tensor, dampings: Sequence[float], scale: float = 1.0) -> Tensor:
+        """(K, P) solutions for a stack of vectors.
+
+        Args:
+            vectors: (K, P).
+            dampings: what is added to the eigenvalues of each block.
+            scale: s in s F + hess r.
+        """
+        matrices = self.structure.gather(self.problem, vectors)
+        parts = zip(self.blocks, matrices, dampings, strict=True)
+        solved = [b.back(b.rotate(m) * b.weights(damping, scale)) for b, m, damping in parts]
+        return self.structure.scatter(self.problem, solved)
+
+
+# ------------------------------------------------------------------ making it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the moments are taken.
+
+    Args:
+        fisher: slopes of the outputs.
+        accuracy: relative standard error of the moments at which the rounds end; 0 sees all data.
+        is_corrected: whether D is the diagonal itself (EK-FAC) or a product (K-FAC).
+    """
+
+    fisher: Fisher
+    accuracy: float
+    is_corrected: bool
+
+
+def fit_kronecker(problem: Problem, plan: Plan, decay: Tensor) -> Kronecker:
+    """Bases and eigenvalues of every block.
+
+    Args:
+        problem: what was trained.
+        plan: how the moments are taken.
+        decay: (P,) diagonal of the Hessian of the regulariser; should it differ within a block, its
+            mean counts.
+    """
+    structure = _with_even_decay(problem, structure_of(problem), decay)
+    moments, positions, error = _moments(problem, structure, plan)
+    decays = [float(m.mean()) for m in structure.gather(problem, decay[None])]
+    found = [m.curvature(d) for m, d in zip(moments, decays, strict=True)]
+    if plan.is_corrected:
+        found = _corrected(problem, structure, plan, positions, found)
+    facts = {
+        "fisher": plan.fisher.kind,
+        "examples_used": len(positions),
+        "share_used": len(positions) / len(problem),
+        "moment_error": error,
+        "covered_as": structure.coverage(),
+    }
+    return Kronecker(problem, structure, tuple(found), facts)
+
+
+def _with_even_decay(problem: Problem, structure: Structure, decay: Tensor) -> Structure:
+    """Biases that decay in another way than their weights stand in blocks of their own."""
+    matrices = structure.gather(problem, decay[None])
+    biases = {
+        block.names[1]
+        for block, matrix in zip(structure.blocks, matrices, strict=True)
+        if len(block.names) == 2 and not torch.equal(matrix[..., -1], matrix[..., 0])
+    }
+    return structure.apart(biases)
+
+
+def batch_size(problem: Problem, structure: Structure) -> int:
+    """Examples whose factors fit the working memory."""
+    numbers = sum(
+        b.groups * b.positions * (min(b.rows, 2 * b.columns) + b.columns) + b.size * (b.positions > 1)
+        for b in structure.blocks
+    )
+    size = problem.batch_size()
+    share = problem.activation_size + problem.input_size
+    return max(1, min(size, int(size * share / (share + numbers))))
+
+
+def factors_of(
+    problem: Problem, structure: Structure, fisher: Fisher, batch: Batch
+) -> Iterator[list[Factors]]:
+    """The factors of every block for each set of slopes of the Fisher information."""
+    watched = structure.watch(problem, batch.inputs, len(batch))
+    slopes = list(fisher.slopes(problem, batch, watched.outputs))
+    for place, slope in enumerate(slopes, 1):
+        yield watched.factors(slope, is_last=place == len(slopes))
+
+
+def _moments(
+    problem: Problem, structure: Structure, plan: Plan
+) -> tuple[list["_Moments"], Tensor, float]:
+    """Second moments of the factors, the examples they are from, and their relative error."""
+    by_id = order(plan.fisher.seed, keys(problem.data.ids))
+    size = batch_size(problem, structure)
+    halves = [
+        [_Moments(block, problem.parameters) for block in structure.blocks] for _ in range(2)
+    ]
+    seen, error = 0, float("inf")
+    while seen < len(problem) and error > plan.accuracy:
+        upto = min(len(problem), max(_FIRST_ROUND, 2 * seen))
+        for half, into in enumerate(halves):
+            some = by_id[seen:upto][half::2]
+            batches = problem.batches(size, positions=some)
+            for batch in track(batches, "Measuring layers", total=-(-len(some) // size)):
+                _add(problem, structure, plan.fisher, batch, into)
+        seen = upto
+        error = max(a.gap(b) for a, b in zip(*halves, strict=True))
+    whole = [a.plus(b) for a, b in zip(*halves, strict=True)]
+    return whole, by_id[:seen].sort().values, 0.0 if seen == len(problem) else error
+
+
+def _add(
+    problem: Problem,
+    structure: Structure,
+    fisher: Fisher,
+    batch: Batch,
+    into: Sequence["_Moments"],
+) -> None:
+    """The second moments of one batch."""
+    is_first = True
+    for factors in factors_of(problem, structure, fisher, batch):
+        for moments, (left, right) in zip(into, factors, strict=True):
+            moments.add(left, right, is_first=is_first)
+        is_first = False
+    for moments in into:
+        moments.examples += len(batch)
+
+
+class _Moments:
+    """Sums of l l^T and r r^T over examples, positions and slopes, while they are added up.
+
+    Products are made in the type of the model and added in float64.
+    """
+
+    def __init__(self, block: Block, like: Tensor) -> None:
+        self.block, self.like = block, like
+        widest = WIDEST_ROW if block.kind == "single" else WIDEST_BASIS
+        is_left_full = block.rows <= WIDEST_BASIS and block.kind != "lookup"
+        is_right_full = block.columns <= widest
+        self.left = self._zeros(block.rows, is_full=is_left_full)
+        self.right = self._zeros(block.columns, is_full=is_right_full)
+        self.examples, self.places = 0, 0
+
+    def _zeros(self, size: int, *, is_full: bool) -> Tensor:
+        shape = (self.block.groups, size, size) if is_full else (self.block.groups, size)
+        return torch.zeros(shape, dtype=torch.float64, device=self.like.device)
+
+    def add(self, left: Left, right: Tensor, *, is_first: bool) -> None:
+        """The factors of a batch for one set of slopes.
+
+        What went into a layer is the same for all of them and is added once.
+        """
+        self.left += _second_moment(left, is_full=self.left.ndim == 3)
+        if is_first or self.block.kind != "product":
+            self.right += _second_moment(right, is_full=self.right.ndim == 3)
+            self.places += right.shape[0] * right.shape[2]
+
+    def gap(self, other: "_Moments") -> float:
+        """|A - B| / |A + B| for the means of two halves, the worse one of l and r."""
+        if min(self.examples, other.examples) == 0:
+            return float("inf")
+        left = _gap(self.left / self.examples, other.left / other.examples)
+        return max(left, _gap(self.right / self.places, other.right / other.places))
+
+    def plus(self, other: "_Moments") -> "_Moments":
+        """Both together."""
+        whole = _Moments(self.block, self.like)
+        whole.left, whole.right = self.left + other.left, self.right + other.right
+        whole.examples = self.examples + other.examples
+        whole.places = self.places + other.places
+        return whole
+
+    def curvature(self, decay: float) -> KroneckerBlock:
+        """Bases, and as D the product of their eigenvalues (K-FAC)."""
+        left = _basis(self.left / self.examples, self.like)
+        right = _basis(self.right / self.places, self.like)
+        product = left.values[:, :, None] * right.values[:, None, :]
+        return KroneckerBlock(left, right, product, decay)
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    scale = float((a + b).norm())
+    return float((a - b).norm()) / scale if scale > 0 else 0.0
+
+
+def _second_moment(factor: Left, *, is_full: bool) -> Tensor:
+    """(G, d, d) sum of outer products over examples and positions, or (G, d) its diagonal."""
+    if isinstance(factor, OneHot):
+        rows = factor.indices.movedim(1, 0).flatten(1)
+        return torch.stack([torch.bincount(row, minlength=factor.size) for row in rows]).double()
+    rows = factor.movedim(1, 0).flatten(1, 2)
+    return (rows.mT @ rows).double() if is_full else (rows**2).sum(1).double()
+
+
+def _basis(moment: Tensor, like: Tensor) -> Basis:
+    """Eigenvectors and eigenvalues of a mean second moment."""
+    if moment.ndim == 2:
+        return Basis(None, moment.to(like))
+    values, vectors = eigenbasis(moment)
+    return Basis(vectors.to(like), values.to(like))
+
+
+def _corrected(
+    problem: Problem,
+    structure: Structure,
+    plan: Plan,
+    positions: Tensor,
+    blocks: Sequence[KroneckerBlock],
+) -> list[KroneckerBlock]:
+    """The same bases with D = E (U_L^T G U_R)^2."""
+    size = batch_size(problem, structure)
+    totals = [torch.zeros_like(block.values, dtype=torch.float64) for block in blocks]
+    batches = problem.batches(size, positions=positions)
+    for batch in track(batches, "Correcting eigenvalues", total=-(-len(positions) // size)):
+        by_slope = list(factors_of(problem, structure, plan.fisher, batch))
+        for total, block, factors in zip(totals, blocks, zip(*by_slope, strict=True), strict=True):
+            total += squares(block, factors).double()
+    share = 1 / len(positions)
+    return [
+        replace(block, values=(total * share).to(block.values))
+        for block, total in zip(blocks, totals, strict=True)
+    ]
+
+
+def squares(block: KroneckerBlock, factors: Sequence[Factors]) -> Tensor:
+    """(G, rows, columns) squared gradients in the bases of a block, summed over examples.
+
+    Args:
+        block: with its bases.
+        factors: those of a batch for each set of slopes. Where an example has one position and r is
+            what went in, the squares of all l are summed before they meet r.
+    """
+    first, right = factors[0]
+    if isinstance(first, OneHot) and block.left.vectors is None:
+        pairs = [(left, block.right.rotate(r)) for left, r in factors if isinstance(left, OneHot)]
+        return torch.stack([_squares_of_tokens(left, r) for left, r in pairs]).sum(0)
+    if right.shape[2] == 1 and all(r is right for _, r in factors):
+        l2 = torch.stack([_squared(block.left, left, right) for left, _ in factors]).sum(0)
+        return l2.mT @ _squared(block.right, right, right)
+    if right.shape[2] == 1:
+        parts = [(_squared(block.left, left, r), _squared(block.right, r, r)) for left, r in factors]
+        return torch.stack([l2.mT @ r2 for l2, r2 in parts]).sum(0)
+    parts = [(rotated(block, dense(left, r), r) ** 2).sum(0) for left, r in factors]
+    return torch.stack(parts).sum(0)
+
+
+def _squared(basis: Basis, factor: Left, like: Tensor) -> Tensor:
+    """(G, B, d) squared coordinates of factors of one position."""
+    return basis.rotate(dense(factor, like)).squeeze(2).movedim(1, 0) ** 2
+
+
+def rotated(block: KroneckerBlock, left: Tensor, right: Tensor) -> Tensor:
+    """(B, G, rows, columns) gradients in the bases of a block, by the cheaper of two ways.
+
+    Rotating the factors costs T (rows^2 + columns^2) per example, rotating the gradient that they
+    make rows columns (rows + columns).
+    """
+    rows, columns, positions = left.shape[3], right.shape[3], right.shape[2]
+    if positions * (rows**2 + columns**2) < rows * columns * (rows + columns):
+        return block.left.rotate(left).mT @ block.right.rotate(right)
+    return block.rotate(left.mT @ right)
+
+
+def _squares_of_tokens(left: OneHot, right: Tensor) -> Tensor:
+    """(G, V, columns): the gradient of each example in each row of a table, squared and summed."""
+    count, groups, _ = left.indices.shape
+    example = torch.arange(count * groups, device=right.device).reshape(count, groups, 1)
+    rows, place = torch.unique(example * left.size + left.indices, return_inverse=True)
+    sums = right.new_zeros(len(rows), right.shape[3])
+    sums.index_add_(0, place.flatten(), right.flatten(0, 2))
+    total = right.new_zeros(groups * left.size, right.shape[3])
+    total.index_add_(0, rows % (groups * left.size), sums**2)
+    return total.reshape(groups, left.size, -1)

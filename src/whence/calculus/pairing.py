@@ -1,0 +1,419 @@
+"""Scores of all pairs of queries and training examples, from the factors of their gradients.
+
+    score[q, i] = sum over blocks <B^-1 G_q, G_i>,      G = sum_t l_t r_t^T
+
+Two ways, chosen for each block by its shape:
+
+    whole     B^-1 G_q and G_i as matrices: rows x columns multiplications a pair
+    factored  where both have one position, with 1 / (D + damping) ~ sum_k u_k v_k^T,
+              sum_k ((l_q o u_k) . l_i) ((r_q o v_k) . r_i)         in the bases of the block
+              R (rows + columns) a pair, and no gradient is ever written out
+
+The reciprocal is smooth, so that few terms do. They are those of the singular value decomposition
+of the reciprocal weighted by what meets it: with second moments a of the queries and b of the
+training examples in the two bases, entry (j, k) of an error E counts E_jk^2 a_j a_k b_j b_k, which
+is the mean squared error of a score where coordinates are independent. Terms are taken until the
+root of it is below a tolerance of that of the scores.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from whence.calculus.gradients import residuals
+from whence.calculus.kronecker import Basis, Kronecker, KroneckerBlock, batch_size
+from whence.calculus.layers import Block, Structure, dense
+from whence.calculus.products import penalty_gradient
+from whence.calculus.watching import Factors, OneHot
+from whence.core.batches import Batch, slices
+from whence.core.problem import Problem, Queries
+from whence.progress import track
+
+KEPT_BYTES = 512 * 2**20
+"""Memory that the factors of the training gradients may take, to be used again by later queries."""
+
+_STACK_BYTES = 2**30
+"""Memory of the solved gradients of the queries of one pass over the training data."""
+
+_MOST_TERMS = 32
+"""Terms of a reciprocal at the most; where more are needed gradients are written out."""
+
+_FLOOR = 1e-4
+"""Coordinates that hardly anything meets count as if they had this share of the largest weight."""
+
+
+# ------------------------------------------------------------------ the training side
+
+
+@dataclass(frozen=True)
+class KeptBlock:
+    """Training gradients of one block.
+
+    Args:
+        left: (N, rows) factors, or None.
+        right: (N, columns) factors, or (N, size) whole gradients.
+    """
+
+    left: Tensor | None
+    right: Tensor
+
+    def take(self, rows: Tensor) -> Factors:
+        """Those of some examples, as factors of one position; whole gradients as one row."""
+        right = self.right[_as_slice(rows)]
+        if self.left is None:
+            return right.new_ones(len(rows), 1, 1, 1), right[:, None, None]
+        return self.left[_as_slice(rows)][:, None, None], right[:, None, None]
+
+    def total(self, weights: Tensor) -> Tensor:
+        """(size,) sum over examples of weight times gradient."""
+        if self.left is None:
+            return weights @ self.right
+        return (self.left.T @ (self.right * weights[:, None])).flatten()
+
+    def squares(self) -> Tensor:
+        """(N,) squared norms of the gradients."""
+        right = (self.right**2).sum(1)
+        return right if self.left is None else right * (self.left**2).sum(1)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Training gradients of all blocks.
+
+    Args:
+        blocks: each of them.
+    """
+
+    blocks: tuple[KeptBlock, ...]
+
+    def gradient(self, problem: Problem, structure: Structure) -> Tensor:
+        """(P,) gradient of the objective, regulariser included."""
+        totals = [
+            kept.total(problem.weights).reshape(1, block.groups, block.rows, -1)
+            for kept, block in zip(self.blocks, structure.blocks, strict=True)
+        ]
+        return structure.scatter(problem, totals)[0] / len(problem) + penalty_gradient(problem)
+
+    def pull(self, problem: Problem) -> float:
+        """Root mean square of |b_i grad loss_i| / N, over all examples."""
+        squares = torch.stack([kept.squares() for kept in self.blocks]).sum(0)
+        return float((squares * problem.weights**2).mean().sqrt()) / len(problem)
+
+
+def _as_slice(rows: Tensor) -> slice:
+    return slice(int(rows[0]), int(rows[-1]) + 1)
+
+
+def _is_factored(block: Block) -> bool:
+    return block.positions == 1 and block.groups == 1 and block.kind in ("product", "single")
+
+
+def kept_size(block: Block) -> int:
+    """Numbers of each training example that are kept of a block: factors, or the gradient."""
+    return block.rows + block.columns if _is_factored(block) else block.size
+
+
+def keep(problem: Problem, structure: Structure) -> Kept | None:
+    """The training gradients of every block; None where they would take more than `KEPT_BYTES`."""
+    count = len(problem)
+    numbers = sum(kept_size(block) for block in structure.blocks)
+    if count * numbers * problem.parameters.element_size() > KEPT_BYTES:
+        return None
+    kept = [_empty(problem.parameters, count, block) for block in structure.blocks]
+    size = batch_size(problem, structure)
+    steps = -(-count // size)
+    for batch in track(problem.batches(size), "Keeping gradients", total=steps):
+        rows = _as_slice(batch.positions)
+        found = _of(problem, structure, batch)
+        for place, block, factors in zip(kept, structure.blocks, found, strict=True):
+            if place.left is None:
+                place.right[rows] = whole(block, factors)
+            else:
+                place.left[rows] = dense(*factors).flatten(1)
+                place.right[rows] = factors[1].flatten(1)
+    return Kept(tuple(kept))
+
+
+def _empty(like: Tensor, count: int, block: Block) -> KeptBlock:
+    if _is_factored(block):
+        return KeptBlock(like.new_empty(count, block.rows), like.new_empty(count, block.columns))
+    return KeptBlock(None, like.new_empty(count, block.size))
+
+
+def _of(problem: Problem, structure: Structure, batch: Batch) -> list[Factors]:
+    """The factors of the gradient of each loss."""
+    watched = structure.watch(problem, batch.inputs, len(batch))
+    return watched.factors(residuals(problem, batch, values=watched.outputs.detach()))
+
+
+def whole(block: Block, factors: Factors) -> Tensor:
+    """(B, size) gradients written out."""
+    left, right = factors
+    if not isinstance(left, OneHot):
+        return (left.mT @ right).flatten(1)
+    count, groups, places = left.indices.shape
+    table = right.new_zeros(count * groups * block.rows, right.shape[3])
+    start = torch.arange(count * groups, device=right.device).reshape(count, groups, 1) * block.rows
+    table.index_add_(0, (start + left.indices).flatten(), right.reshape(-1, right.shape[3]))
+    return table.reshape(count, -1)
+
+
+# ------------------------------------------------------------------ the query side
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Solved gradients of the queries for one block, as factors in a part of its bases.
+
+    Args:
+        left: (R, Q, k) l_q o u_k for the k coordinates that count.
+        right: (R, Q, k') r_q o v_k.
+        onto: (rows, k) and (columns, k'), which take factors of training gradients there.
+        error: relative root mean square of what is left out, as it is expected.
+    """
+
+    left: Tensor
+    right: Tensor
+    onto: tuple[Tensor, Tensor]
+    error: float
+
+    def add_to(self, total: Tensor, block: Block, factors: Factors) -> None:
+        """Adds the block's part of the scores (Q, B)."""
+        del block
+        left = dense(*factors).flatten(1) @ self.onto[0]
+        right = factors[1].flatten(1) @ self.onto[1]
+        for u, v in zip(self.left, self.right, strict=True):
+            total.addcmul_(u @ left.T, v @ right.T)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Solved gradients of the queries for one block, written out.
+
+    Args:
+        rows: (Q, size).
+    """
+
+    rows: Tensor
+
+    def add_to(self, total: Tensor, block: Block, factors: Factors) -> None:
+        """Adds the block's part of the scores (Q, B)."""
+        left, right = factors
+        if isinstance(left, OneHot) and block.rows > 4 * right.shape[2]:
+            self._look_up(total, block, left, right)
+        else:
+            total.addmm_(self.rows, whole(block, factors).T)
+
+    def _look_up(self, total: Tensor, block: Block, left: OneHot, right: Tensor) -> None:
+        """Only the rows of the table that the tokens of the batch take."""
+        tokens = left.indices.flatten(1)  # (B, T), one group
+        table = self.rows.reshape(len(self.rows), block.rows, -1)
+        for place in range(tokens.shape[1]):
+            taken = table[:, tokens[:, place]]  # (Q, B, columns)
+            total += (taken * right[:, 0, place]).sum(2)
+
+
+Side = Factored | Whole
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Scores with one curvature.
+
+    Args:
+        curvature: of all blocks.
+        dampings: added to the eigenvalues of each block.
+        scale: s in s F + hess r + damping.
+        kept: training gradients, or None to make them anew for every set of queries.
+        tolerance: relative root mean square of scores that the factored way may leave out.
+    """
+
+    curvature: Kronecker
+    dampings: tuple[float, ...]
+    scale: float
+    kept: Kept | None
+    tolerance: float
+
+    def scores(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
+        """grad m_q^T H^-1 grad loss_i for all pairs.
+
+        Args:
+            queries: Q queries.
+            slopes: (Q, C) derivatives of the measurement with respect to the outputs.
+
+        Returns:
+            (Q, N) float64, and the error and the terms of the factored way.
+        """
+        problem = self.curvature.problem
+        values = np.empty((len(queries), len(problem)))
+        facts: dict[str, Any] = {}
+        for rows in slices(len(queries), self._together(len(queries))):
+            sides = self._sides(queries, slopes, rows)
+            for positions, factors in self._training(len(rows)):
+                total = problem.parameters.new_zeros(len(rows), len(positions))
+                for side, block, part in zip(sides, self._blocks, factors, strict=True):
+                    side.add_to(total, block, part)
+                values[rows[0] : rows[-1] + 1, positions.numpy()] = total.double().cpu().numpy()
+            facts = _worst(facts, _facts(sides))
+        return values, facts
+
+    @property
+    def _blocks(self) -> tuple[Block, ...]:
+        return self.curvature.structure.blocks
+
+    def _together(self, queries: int) -> int:
+        """Queries whose solved gradients fit the memory of one pass."""
+        numbers = sum(kept_size(block) * (4 if _is_factored(block) else 2) for block in self._blocks)
+        size = numbers * self.curvature.problem.parameters.element_size()
+        return max(1, min(queries, _STACK_BYTES // size))
+
+    def _training(self, queries: int) -> Iterator[tuple[Tensor, list[Factors]]]:
+        """Positions of training examples, with the factors of their gradients."""
+        problem, structure = self.curvature.problem, self.curvature.structure
+        count = len(problem)
+        if self.kept is None:
+            size = batch_size(problem, structure)
+            batches = problem.batches(size)
+            for batch in track(batches, "Scoring training examples", total=-(-count // size)):
+                yield batch.positions, _of(problem, structure, batch)
+            return
+        size = max(64, _TILE // queries)
+        pieces = slices(count, size)
+        for rows in track(pieces, "Scoring training examples", total=-(-count // size)):
+            yield rows, [block.take(rows) for block in self.kept.blocks]
+
+    def _sides(self, queries: Queries, slopes: Tensor, rows: Tensor) -> list[Side]:
+        """The queries' side of every block."""
+        problem, structure = self.curvature.problem, self.curvature.structure
+        size = batch_size(problem, structure)
+        found: list[list[Factors | Tensor]] = [[] for _ in self._blocks]
+        reciprocals = [
+            part.weights(damping, self.scale)
+            for part, damping in zip(self.curvature.blocks, self.dampings, strict=True)
+        ]
+        for some in rows.split(size):
+            inputs = tree_map(lambda leaf, some=some: leaf[some.to(leaf.device)], queries.inputs)
+            watched = structure.watch(problem, inputs, len(some))
+            factors = watched.factors(slopes[some.to(slopes.device)])
+            for into, block, part, curve, weight in zip(
+                found, self._blocks, factors, self.curvature.blocks, reciprocals, strict=True
+            ):
+                if _is_factored(block):
+                    into.append(part)
+                else:
+                    matrix = whole(block, part).unflatten(1, (block.groups, block.rows, -1))
+                    into.append(curve.back(curve.rotate(matrix) * weight).flatten(1))
+        return [
+            _side(block, curve, weight, parts, self.tolerance)
+            for block, curve, weight, parts in zip(
+                self._blocks, self.curvature.blocks, reciprocals, found, strict=True
+            )
+        ]
+
+
+_TILE = 2**21
+"""Scores of kept gradients that are made together: they should stay in the cache."""
+
+
+def _side(
+    block: Block,
+    curve: KroneckerBlock,
+    weight: Tensor,
+    parts: Sequence[Factors | Tensor],
+    tolerance: float,
+) -> Side:
+    """One block's side of the queries, in factors where that is cheaper."""
+    if not _is_factored(block):
+        return Whole(torch.cat([part for part in parts if isinstance(part, Tensor)]))
+    pairs = [part for part in parts if not isinstance(part, Tensor)]
+    left = curve.left.rotate(torch.cat([dense(*pair) for pair in pairs]))[:, 0, 0]  # (Q, rows)
+    right = curve.right.rotate(torch.cat([pair[1] for pair in pairs]))[:, 0, 0]
+    own = (_meets(left, curve.left.values[0]), _meets(right, curve.right.values[0]))
+    rows, columns = counting(weight[0], own, tolerance / 2)
+    u, v, error = terms(weight[0][rows][:, columns], (own[0][rows], own[1][columns]), tolerance / 2)
+    onto = (_onto(curve.left, rows), _onto(curve.right, columns))
+    if u.shape[1] * (len(rows) + len(columns)) < block.size and error <= tolerance / 2:
+        lefts, rights = left[:, rows] * u.T[:, None], right[:, columns] * v.T[:, None]
+        return Factored(lefts, rights, onto, (error**2 + tolerance**2 / 4) ** 0.5)
+    solved = curve.back((left[:, :, None] * right[:, None] * weight)[:, None])
+    return Whole(solved.flatten(1))
+
+
+def _onto(basis: Basis, coordinates: Tensor) -> Tensor:
+    """(d, k) vectors of a basis."""
+    if basis.vectors is None:
+        return torch.eye(basis.values.shape[1]).to(basis.values)[:, coordinates]
+    return basis.vectors[0][:, coordinates].contiguous()
+
+
+def counting(
+    reciprocal: Tensor, weights: tuple[Tensor, Tensor], tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """The rows and columns without which the weighted Frobenius norm loses no more than a share."""
+    squares = (weights[0][:, None] * reciprocal * weights[1]).double() ** 2
+    limit = tolerance**2 / 2 * float(squares.sum())
+    return _largest(squares.sum(1), limit), _largest(squares.sum(0), limit)
+
+
+def _largest(masses: Tensor, limit: float) -> Tensor:
+    """Positions of the largest masses, in order of position; the others sum to the limit at most."""
+    rising = masses.argsort()
+    dropped = int((masses[rising].cumsum(0) <= limit).sum())
+    return rising[min(dropped, len(masses) - 1) :].sort().values
+
+
+def _meets(queries: Tensor, training: Tensor) -> Tensor:
+    """(d,) weight of each coordinate: the root of the second moments of both sides."""
+    weight = ((queries**2).mean(0) * training.clamp_min(0)).sqrt()
+    return weight.clamp_min(_FLOOR * float(weight.max())).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def terms(
+    reciprocal: Tensor, weights: tuple[Tensor, Tensor], tolerance: float
+) -> tuple[Tensor, Tensor, float]:
+    """u (rows, R) and v (columns, R) with u v^T ~ the reciprocal, where it counts.
+
+    Args:
+        reciprocal: (rows, columns).
+        weights: (rows,) and (columns,) how much each coordinate counts.
+        tolerance: relative error in the weighted Frobenius norm.
+
+    Returns:
+        The terms, as few as reach the tolerance, at most `_MOST_TERMS`, and their error.
+    """
+    rows, columns = weights
+    matrix = rows[:, None] * reciprocal * columns
+    most = min(_MOST_TERMS, *matrix.shape)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(matrix.shape[1], min(most + 8, *matrix.shape), generator=generator)
+    basis = torch.linalg.qr(matrix @ start.to(matrix)).Q
+    for _ in range(2):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    small, values, turned = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    total = float((matrix.double() ** 2).sum())
+    left_out = (total - (values.double() ** 2).cumsum(0)).clamp_min(0)
+    errors = (left_out / max(total, 1e-300)).sqrt()
+    enough = torch.nonzero(errors <= tolerance)
+    count = min(most, int(enough[0, 0]) + 1 if len(enough) else most)
+    u = (basis @ small[:, :count]) * values[:count] / rows[:, None]
+    return u, turned[:count].T / columns[:, None], float(errors[count - 1])
+
+
+def _facts(sides: Sequence[Side]) -> dict[str, Any]:
+    """Expected error of the factored way, and how many terms it takes."""
+    factored = [side for side in sides if isinstance(side, Factored)]
+    if not factored:
+        return {}
+    return {
+        "factored_error": max(side.error for side in factored),
+        "factored_terms": max(len(side.left) for side in factored),
+    }
+
+
+def _worst(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {key: max(one.get(key, 0), other.get(key, 0)) for key in {**one, **other}}

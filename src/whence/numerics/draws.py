@@ -1,0 +1,73 @@
+"""Random numbers that belong to an example: keyed by (seed, id), never by batch or position.
+
+A hash of the key takes the place of a generator's state, so that an example draws the same numbers
+whatever comes before it, in whichever batch it stands. The hash is the finaliser of SplitMix64.
+
+Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
+"""
+
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+"""Unsigned integers of 64 bits; their products and sums wrap around."""
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
+
+
+def keys(ids: np.ndarray) -> Words:
+    """One word for each id, the same for equal ids: integers as they are, names hashed."""
+    if ids.dtype.kind in "iu":
+        return ids.astype(np.uint64)
+    digests = [blake2b(str(name).encode(), digest_size=8).digest() for name in ids]
+    return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+
+
+def signs(seed: int, key: Words, count: int) -> Tensor:
+    """Independent random signs for each example.
+
+    Args:
+        seed: of the draw.
+        key: (B,) from `keys`.
+        count: how many signs each example draws.
+
+    Returns:
+        (B, count) of -1 and +1, int8.
+
+    >>> a = signs(0, keys(np.arange(9)), 100)
+    >>> bool((signs(0, keys(np.arange(5, 9)), 100) == a[5:]).all())
+    True
+    """
+    places = np.arange(-(-count // 64), dtype=np.uint64)
+    words = _hash(_hash(_start(seed) + key)[:, None] + places * _STEP)
+    bits = np.unpackbits(words.view(np.uint8), axis=1, count=count, bitorder="little")
+    return torch.from_numpy(bits.astype(np.int8)) * 2 - 1
+
+
+def order(seed: int, key: Words) -> Tensor:
+    """Positions of the examples in a random order that depends on their ids alone.
+
+    Args:
+        seed: of the draw.
+        key: (N,) from `keys`.
+
+    Returns:
+        (N,) int64.
+    """
+    places = _hash(_hash(_start(seed) + key))
+    return torch.from_numpy(np.argsort(places, kind="stable"))
+
+
+def _start(seed: int) -> Words:
+    return _hash(np.array([seed], np.int64).view(np.uint64) * _STEP)
+
+
+def _hash(words: Words) -> Words:
+    """Every bit of a word has an even chance to turn when one bit of the argument turns."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
