@@ -15,7 +15,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +38,9 @@ SEEDS = (0, 1, 2)
 DRAWS = 200
 """Of the bootstrap; halves are drawn for all queries and models together."""
 
-Method = Callable[[Work, nn.Module], np.ndarray]
+Table = tuple[np.ndarray, float]
+"""(Q, N) effects, and the core seconds that they took."""
+Method = Callable[[Work, int], Table]
 
 
 def main() -> None:
@@ -49,7 +51,12 @@ def main() -> None:
     seeds = SEEDS
     if arguments.short:
         work, plan, seeds = shortened(work), Plan(12, 1, together=12), (0,)
-    found = compare(work, plan, seeds, keeps=not arguments.short)
+    methods = whence_methods(work) | peer_methods()
+    if arguments.match:
+        methods = {name: methods[name] for name in methods if arguments.match in name}
+    found = compare(work, plan, seeds, methods)
+    if arguments.match:
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "ekfac_lds.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
@@ -61,6 +68,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", choices=PLANS, default="digits-sgd")
+    parser.add_argument("--match", help="only methods with this in their name; writes nothing")
     parser.add_argument("--short", action="store_true", help="a few seconds on a part of the data")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     return parser.parse_args()
@@ -73,23 +81,21 @@ def shortened(work: Work) -> Work:
     return replace(work, name="short", build=build, train=train, queries=queries)
 
 
-def compare(work: Work, plan: Plan, seeds: tuple[int, ...], *, keeps: bool) -> dict[str, Any]:
+def compare(
+    work: Work, plan: Plan, seeds: tuple[int, ...], methods: dict[str, Method]
+) -> dict[str, Any]:
     """The scores of all methods for one work."""
     kept, retrained = truth(work, plan)
     actual = retrained.mean(1).T  # (Q, halves)
-    methods = whence_methods(work)
-    if IS_INSTALLED:
-        for name, damping in DAMPINGS.items():
-            methods[f"kronfluence EK-FAC, {name}"] = partial(by_kronfluence, damping=damping)
-    else:
-        print(MISSING)
     found, rows = {}, {}
     for name, method in methods.items():
         predicted, seconds = [], []
         for seed in seeds:
-            once = partial(method, work, trained(work, seed))
             path = RUNS / "scores" / f"{work.name}-{fingerprint(work)[:16]}-{seed}-{name}.npz"
-            effects, spent = remembered(once, path if keeps and is_settled(name) else None)
+            once = partial(method, work, seed)
+            effects, spent = remembered(
+                once, path if work.name in WORKS and is_settled(name) else None
+            )
             predicted.append(effects @ ~kept.T)
             seconds.append(spent)
         rows[name] = np.stack(predicted)  # (models, Q, halves)
@@ -111,11 +117,12 @@ class ByWhence:
 
     curvature: Any
 
-    def __call__(self, work: Work, model: nn.Module) -> np.ndarray:
-        problem = make_problem(work, model)
+    def __call__(self, work: Work, seed: int) -> Table:
+        problem = make_problem(work, trained(work, seed))
         method = whence.Influence(self.curvature, removal="first_order")
-        scores = whence.explain(problem, work.queries, measurement=work.measurement, method=method)
-        return scores.values
+        options = {"measurement": work.measurement, "method": method}
+        numbers, scores = timed(lambda: whence.explain(problem, work.queries, **options))
+        return scores.values, numbers["core seconds"]
 
 
 def make_problem(work: Work, model: nn.Module, **options: Any) -> Any:
@@ -137,13 +144,34 @@ def whence_methods(work: Work) -> dict[str, Method]:
     return {f"whence {name}": ByWhence(recipe) for name, recipe in recipes.items()}
 
 
-def by_kronfluence(work: Work, model: nn.Module, *, damping: float | None) -> np.ndarray:
+def peer_methods() -> dict[str, Method]:
+    """EK-FAC by kronfluence with several dampings; none where it is not installed."""
+    if not IS_INSTALLED:
+        print(MISSING)
+        return {}
+    return {
+        f"kronfluence EK-FAC, {name}": partial(by_kronfluence, damping=damping)
+        for name, damping in DAMPINGS.items()
+    }
+
+
+def by_kronfluence(work: Work, seed: int, *, damping: float | None) -> Table:
     """Effects by kronfluence."""
+    return all_by_kronfluence(work, seed)[damping]
+
+
+@lru_cache
+def all_by_kronfluence(work: Work, seed: int) -> dict[float | None, Table]:
+    """By damping, with one fit; its seconds count for each."""
+    tables = {}
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about names that it takes from torch
-        peer = Kronfluence(work, model, folder, batch=work.batch)
-        peer.fit()
-        return peer.scores(damping)
+        peer = Kronfluence(work, trained(work, seed), folder, batch=work.batch)
+        fit, _ = timed(peer.fit)
+        for damping in DAMPINGS.values():
+            score, effects = timed(partial(peer.scores, damping))
+            tables[damping] = effects, round(fit["core seconds"] + score["core seconds"], 3)
+    return tables
 
 
 def is_settled(name: str) -> bool:
@@ -151,16 +179,16 @@ def is_settled(name: str) -> bool:
     return name.startswith("kronfluence") or "exact" in name
 
 
-def remembered(once: Callable[[], np.ndarray], path: Path | None) -> tuple[np.ndarray, float]:
-    """(Q, N) effects and core seconds, from a file where there is one."""
+def remembered(once: Callable[[], Table], path: Path | None) -> Table:
+    """What a method found, from a file where there is one."""
     if path is not None and path.is_file():
         found = np.load(path)
         return found["effects"], float(found["seconds"])
-    numbers, effects = timed(once)
+    effects, seconds = once()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, effects=effects, seconds=numbers["core seconds"])
-    return effects, numbers["core seconds"]
+        np.savez(path, effects=effects, seconds=seconds)
+    return effects, seconds
 
 
 # -------------------------------------------------------------------------------- numbers
