@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from whence.curvature.cg import CG
     from whence.curvature.diagonal import Diagonal
     from whence.curvature.dual import Dual
+    from whence.curvature.ekfac import EKFAC
     from whence.curvature.exact import Exact
     from whence.curvature.identity import Identity
+    from whence.curvature.kfac import KFAC
     from whence.curvature.lissa import LiSSA
     from whence.curvature.nystrom import Nystrom
+    from whence.curvature.refined import Refined
     from whence.errors import WhenceError
     from whence.explanation import explain, fit
     from whence.methods.influence import Influence
@@ -63,6 +66,9 @@ _HOMES = {
     "write_sections": "whence.report",
     "Influence": "whence.methods.influence",
     "Exact": "whence.curvature.exact",
+    "EKFAC": "whence.curvature.ekfac",
+    "KFAC": "whence.curvature.kfac",
+    "Refined": "whence.curvature.refined",
     "CG": "whence.curvature.cg",
     "LiSSA": "whence.curvature.lissa",
     "Identity": "whence.curvature.identity",
@@ -101,6 +107,8 @@ _HOMES = {
 
 __all__ = [
     "CG",
+    "EKFAC",
+    "KFAC",
     "Arnoldi",
     "Attack",
     "CallableTraining",
@@ -124,6 +132,7 @@ __all__ = [
     "Poisoning",
     "Preflight",
     "Problem",
+    "Refined",
     "Schools",
     "Scores",
     "Section",

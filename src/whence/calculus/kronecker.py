@@ -20,7 +20,7 @@ Source: Martens & Grosse 2015 (arXiv:1503.05671); George et al. 2018 (arXiv:1806
 convolutions Grosse & Martens 2016 (arXiv:1602.01407).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,8 +120,8 @@ class Kronecker:
 
     def mean(self) -> float:
         """The mean eigenvalue over all parameters, regulariser included."""
-        total = sum(float(b.values.double().sum()) + b.decay * b.values.numel() for b in self.blocks)
-        return total / self.problem.size
+        sums = (float(b.values.double().sum()) + b.decay * b.values.numel() for b in self.blocks)
+        return sum(sums) / self.problem.size
 
     def smallest(self) -> float:
         """The smallest eigenvalue, regulariser included."""
@@ -177,7 +177,7 @@ def fit_kronecker(problem: Problem, plan: Plan, decay: Tensor) -> Kronecker:
     decays = [float(m.mean()) for m in structure.gather(problem, decay[None])]
     found = [m.curvature(d) for m, d in zip(moments, decays, strict=True)]
     if plan.is_corrected:
-        found = _corrected(problem, structure, plan, positions, found)
+        found = _corrected(problem, structure, plan, positions=positions, blocks=found)
     facts = {
         "fisher": plan.fisher.kind,
         "examples_used": len(positions),
@@ -201,17 +201,21 @@ def _with_even_decay(problem: Problem, structure: Structure, decay: Tensor) -> S
 
 def batch_size(problem: Problem, structure: Structure) -> int:
     """Examples whose factors fit the working memory."""
-    numbers = sum(
-        b.groups * b.positions * (min(b.rows, 2 * b.columns) + b.columns) + b.size * (b.positions > 1)
-        for b in structure.blocks
-    )
+    numbers = sum(_numbers(block) for block in structure.blocks)
     size = problem.batch_size()
     share = problem.activation_size + problem.input_size
     return max(1, min(size, int(size * share / (share + numbers))))
 
 
+def _numbers(block: Block) -> int:
+    """Numbers of one example's factors, and of its gradient where that is written out."""
+    rows = 1 if block.kind == "lookup" else block.rows
+    factors = block.groups * block.positions * (rows + block.columns)
+    return factors + (block.size if block.positions > 1 else 0)
+
+
 def factors_of(
-    problem: Problem, structure: Structure, fisher: Fisher, batch: Batch
+    problem: Problem, structure: Structure, fisher: Fisher, *, batch: Batch
 ) -> Iterator[list[Factors]]:
     """The factors of every block for each set of slopes of the Fisher information."""
     watched = structure.watch(problem, batch.inputs, len(batch))
@@ -226,9 +230,7 @@ def _moments(
     """Second moments of the factors, the examples they are from, and their relative error."""
     by_id = order(plan.fisher.seed, keys(problem.data.ids))
     size = batch_size(problem, structure)
-    halves = [
-        [_Moments(block, problem.parameters) for block in structure.blocks] for _ in range(2)
-    ]
+    halves = [[_Moments(block, problem.parameters) for block in structure.blocks] for _ in range(2)]
     seen, error = 0, float("inf")
     while seen < len(problem) and error > plan.accuracy:
         upto = min(len(problem), max(_FIRST_ROUND, 2 * seen))
@@ -236,7 +238,7 @@ def _moments(
             some = by_id[seen:upto][half::2]
             batches = problem.batches(size, positions=some)
             for batch in track(batches, "Measuring layers", total=-(-len(some) // size)):
-                _add(problem, structure, plan.fisher, batch, into)
+                _add(problem, structure, plan.fisher, batch=batch, into=into)
         seen = upto
         error = max(a.gap(b) for a, b in zip(*halves, strict=True))
     whole = [a.plus(b) for a, b in zip(*halves, strict=True)]
@@ -247,12 +249,13 @@ def _add(
     problem: Problem,
     structure: Structure,
     fisher: Fisher,
+    *,
     batch: Batch,
     into: Sequence["_Moments"],
 ) -> None:
     """The second moments of one batch."""
     is_first = True
-    for factors in factors_of(problem, structure, fisher, batch):
+    for factors in factors_of(problem, structure, fisher, batch=batch):
         for moments, (left, right) in zip(into, factors, strict=True):
             moments.add(left, right, is_first=is_first)
         is_first = False
@@ -338,6 +341,7 @@ def _corrected(
     problem: Problem,
     structure: Structure,
     plan: Plan,
+    *,
     positions: Tensor,
     blocks: Sequence[KroneckerBlock],
 ) -> list[KroneckerBlock]:
@@ -346,7 +350,7 @@ def _corrected(
     totals = [torch.zeros_like(block.values, dtype=torch.float64) for block in blocks]
     batches = problem.batches(size, positions=positions)
     for batch in track(batches, "Correcting eigenvalues", total=-(-len(positions) // size)):
-        by_slope = list(factors_of(problem, structure, plan.fisher, batch))
+        by_slope = list(factors_of(problem, structure, plan.fisher, batch=batch))
         for total, block, factors in zip(totals, blocks, zip(*by_slope, strict=True), strict=True):
             total += squares(block, factors).double()
     share = 1 / len(positions)
@@ -372,8 +376,10 @@ def squares(block: KroneckerBlock, factors: Sequence[Factors]) -> Tensor:
         l2 = torch.stack([_squared(block.left, left, right) for left, _ in factors]).sum(0)
         return l2.mT @ _squared(block.right, right, right)
     if right.shape[2] == 1:
-        parts = [(_squared(block.left, left, r), _squared(block.right, r, r)) for left, r in factors]
-        return torch.stack([l2.mT @ r2 for l2, r2 in parts]).sum(0)
+        parts = [
+            _squared(block.left, left, r).mT @ _squared(block.right, r, r) for left, r in factors
+        ]
+        return torch.stack(parts).sum(0)
     parts = [(rotated(block, dense(left, r), r) ** 2).sum(0) for left, r in factors]
     return torch.stack(parts).sum(0)
 

@@ -43,7 +43,7 @@ _STACK_BYTES = 2**30
 _MOST_TERMS = 32
 """Terms of a reciprocal at the most; where more are needed gradients are written out."""
 
-_FLOOR = 1e-4
+_FLOOR = 1e-9
 """Coordinates that hardly anything meets count as if they had this share of the largest weight."""
 
 
@@ -156,10 +156,14 @@ def whole(block: Block, factors: Factors) -> Tensor:
     left, right = factors
     if not isinstance(left, OneHot):
         return (left.mT @ right).flatten(1)
-    count, groups, places = left.indices.shape
+    count, groups, _ = left.indices.shape
     table = right.new_zeros(count * groups * block.rows, right.shape[3])
-    start = torch.arange(count * groups, device=right.device).reshape(count, groups, 1) * block.rows
-    table.index_add_(0, (start + left.indices).flatten(), right.reshape(-1, right.shape[3]))
+    start = torch.arange(count * groups, device=right.device) * block.rows
+    table.index_add_(
+        0,
+        (start.reshape(count, groups, 1) + left.indices).flatten(),
+        right.reshape(-1, right.shape[3]),
+    )
     return table.reshape(count, -1)
 
 
@@ -240,7 +244,7 @@ class Pairing:
     tolerance: float
 
     def scores(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
-        """grad m_q^T H^-1 grad loss_i for all pairs.
+        """Products grad m_q^T H^-1 grad loss_i of all pairs.
 
         Args:
             queries: Q queries.
@@ -268,7 +272,8 @@ class Pairing:
 
     def _together(self, queries: int) -> int:
         """Queries whose solved gradients fit the memory of one pass."""
-        numbers = sum(kept_size(block) * (4 if _is_factored(block) else 2) for block in self._blocks)
+        times = {True: 4, False: 2}
+        numbers = sum(kept_size(b) * times[_is_factored(b)] for b in self._blocks)
         size = numbers * self.curvature.problem.parameters.element_size()
         return max(1, min(queries, _STACK_BYTES // size))
 
@@ -309,7 +314,7 @@ class Pairing:
                     matrix = whole(block, part).unflatten(1, (block.groups, block.rows, -1))
                     into.append(curve.back(curve.rotate(matrix) * weight).flatten(1))
         return [
-            _side(block, curve, weight, parts, self.tolerance)
+            _side(block, curve, weight, parts=parts, tolerance=self.tolerance)
             for block, curve, weight, parts in zip(
                 self._blocks, self.curvature.blocks, reciprocals, found, strict=True
             )
@@ -324,6 +329,7 @@ def _side(
     block: Block,
     curve: KroneckerBlock,
     weight: Tensor,
+    *,
     parts: Sequence[Factors | Tensor],
     tolerance: float,
 ) -> Side:
@@ -361,7 +367,7 @@ def counting(
 
 
 def _largest(masses: Tensor, limit: float) -> Tensor:
-    """Positions of the largest masses, in order of position; the others sum to the limit at most."""
+    """Positions of the largest masses, in order; the others sum to the limit at most."""
     rising = masses.argsort()
     dropped = int((masses[rising].cumsum(0) <= limit).sum())
     return rising[min(dropped, len(masses) - 1) :].sort().values
@@ -376,7 +382,7 @@ def _meets(queries: Tensor, training: Tensor) -> Tensor:
 def terms(
     reciprocal: Tensor, weights: tuple[Tensor, Tensor], tolerance: float
 ) -> tuple[Tensor, Tensor, float]:
-    """u (rows, R) and v (columns, R) with u v^T ~ the reciprocal, where it counts.
+    """Factors u (rows, R) and v (columns, R), u v^T ~ the reciprocal where it counts.
 
     Args:
         reciprocal: (rows, columns).

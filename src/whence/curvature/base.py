@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence.calculus.fisher import Fisher, FisherName
 from whence.calculus.kronecker import Kronecker, Plan, fit_kronecker
 from whence.calculus.pairing import Kept, Pairing, keep
 from whence.calculus.products import (
@@ -149,7 +150,7 @@ class IHVP(ABC):
         )
 
     def pair(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]] | None:
-        """grad m_q^T (H + damping I)^-1 grad loss_i for all pairs, where there is a short cut.
+        """Products grad m_q^T (H + damping I)^-1 grad loss_i, where there is a short cut.
 
         Args:
             queries: Q queries.
@@ -226,6 +227,25 @@ class KroneckerIHVP(IHVP):
         return pairing.scores(queries, slopes)
 
 
+FEW_SLOPES = 20_000
+"""Up to so many outputs of all examples the Fisher information is expected, not sampled."""
+
+
+def make_plan(
+    problem: Problem,
+    fisher: FisherName | Literal["auto"],
+    accuracy: float,
+    *,
+    seed: int,
+    is_corrected: bool,
+) -> Plan:
+    """How the moments of the layers are taken; "auto" decides about the Fisher information."""
+    kind: FisherName = fisher if fisher != "auto" else "sampled"
+    if fisher == "auto" and len(problem) * problem.output_size <= FEW_SLOPES:
+        kind = "expected"
+    return Plan(Fisher(kind, seed), accuracy, is_corrected)
+
+
 def fit_layers(
     problem: Problem,
     plan: Plan,
@@ -234,6 +254,7 @@ def fit_layers(
     damping: float | Literal["auto"],
     data_scale: float,
     tolerance: float,
+    keeps: bool = True,
 ) -> KroneckerIHVP:
     """Kronecker-factored layers with their damping and the training gradients that can be kept.
 
@@ -244,6 +265,7 @@ def fit_layers(
         damping: a number, or "auto" for a tenth of the mean eigenvalue.
         data_scale: s in s F + hess r.
         tolerance: relative root mean square of scores that may be left out.
+        keeps: whether training gradients are kept where they are small.
 
     Raises:
         BadArgument: a negative damping, accuracy or tolerance.
@@ -278,7 +300,7 @@ def fit_layers(
         "largest_eigenvalue": kronecker.largest(),
         **kronecker.facts,
     }
-    kept = keep(problem, kronecker.structure)
+    kept = keep(problem, kronecker.structure) if keeps else None
     dampings = (chosen,) * len(kronecker.blocks)
     return KroneckerIHVP(kronecker, dampings, data_scale, kept, tolerance, report)
 
