@@ -43,7 +43,7 @@ def signs(seed: int, key: Words, count: int) -> Tensor:
     True
     """
     places = np.arange(-(-count // 64), dtype=np.uint64)
-    words = _hash(_hash(_start(seed) + key)[:, None] + places * _STEP)
+    words = _hash(_of(seed, key)[:, None] + places * _STEP)
     bits = np.unpackbits(words.view(np.uint8), axis=1, count=count, bitorder="little")
     return torch.from_numpy(bits.astype(np.int8)) * 2 - 1
 
@@ -58,12 +58,15 @@ def order(seed: int, key: Words) -> Tensor:
     Returns:
         (N,) int64.
     """
-    places = _hash(_hash(_start(seed) + key))
+    # Words of their own: those of the signs would put examples with equal signs side by side.
+    places = _hash(_of(seed, key) - _STEP)
     return torch.from_numpy(np.argsort(places, kind="stable"))
 
 
-def _start(seed: int) -> Words:
-    return _hash(np.array([seed], np.int64).view(np.uint64) * _STEP)
+def _of(seed: int, key: Words) -> Words:
+    """One word for each example and seed, from which its draws are counted."""
+    start = _hash(np.array([seed], np.int64).view(np.uint64) * _STEP)
+    return _hash(start + key)
 
 
 def _hash(words: Words) -> Words:
