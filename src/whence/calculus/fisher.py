@@ -7,7 +7,9 @@ For losses that are negative log-likelihoods the Fisher information is the Gauss
 so back-propagating any slopes r_i with E r_i r_i^T = b_i S_i gives gradients whose second moment
 is G. Three choices:
 
-    expected    the columns of M_i, M_i M_i^T = S_i, one backward pass for each: no noise
+    expected    the columns of M_i, M_i M_i^T = S_i, one backward pass for each: no noise. An
+                example with more than 100 outputs at several positions takes one pass for each
+                class: random signs keep the positions apart, and the only noise is between them
     sampled     r_i = M_i e with random signs e: one backward pass. Drawing labels from the model
                 has the same mean; signs have less variance, as |r|^2 is tr S_i nearly always where
                 a confident model draws a surprising label rarely, with a large gradient
@@ -34,10 +36,15 @@ from whence.numerics.draws import Words, keys, signs
 FisherName = Literal["expected", "sampled", "empirical"]
 
 MOST_OUTPUTS = 100
-"""Above so many outputs the root of S_i is taken only where it has a closed form."""
+"""Up to so many outputs each is a backward pass of its own in the expected Fisher information; above,
+the root of S_i is taken only where it has a closed form."""
 
 _NEGATIVE = 1e-4
 """Share of its largest eigenvalue by which an output Hessian may be negative, as by rounding."""
+
+
+_LOOKED_AT = 256
+"""Examples in which a loss has to show some curvature; a squared hinge has none at most of them."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,14 @@ class Fisher:
                 remedy='Use loss="cross_entropy" with outputs (B, C, positions) and targets '
                 '(B, positions), or fisher="empirical".',
             )
-        few = problem.batch(torch.arange(min(8, len(problem))))
+        count = min(_LOOKED_AT, len(problem), problem.batch_size())
+        few = problem.batch(torch.linspace(0, len(problem) - 1, count).long())
         with torch.no_grad():
             values = problem.outputs(problem.parameters, few.inputs)
         if all(not bool(rows.any()) for rows in self.slopes(problem, few, values)):
             raise Unsupported(
-                found=f"The loss {problem.loss.name!r} has no curvature at the outputs of the "
-                "first examples.",
+                found=f"The loss {problem.loss.name!r} has no curvature at the outputs of "
+                f"{count} examples.",
                 why="Where a loss is piecewise linear its Gauss-Newton matrix is zero.",
                 remedy='Use a smooth loss, such as "smooth_hinge:0.001", or fisher="empirical".',
             )
@@ -109,7 +117,7 @@ class Fisher:
         times = _root(problem, batch, values)
         key = keys(problem.data.ids[batch.positions.numpy()])
         for vectors in self._vectors(values, key, problem.loss.task == "classes"):
-            yield times(vectors.reshape(values.shape)).flatten(1) * root
+            yield times(vectors.reshape(values.shape)).reshape(len(values), -1) * root
 
     def _vectors(self, values: Tensor, key: Words, has_positions: bool) -> Iterator[Tensor]:
         """What M is multiplied with: random signs, or the unit vectors one after the other."""
@@ -118,7 +126,8 @@ class Fisher:
                 drawn = signs(self.seed + _APART * draw, key, values[0].numel())
                 yield drawn.to(values) / self.draws**0.5
             return
-        columns = values.shape[1] if has_positions else values[0].numel()
+        size = values[0].numel()
+        columns = values.shape[1] if has_positions and size > MOST_OUTPUTS else size
         spread = values.reshape(len(values), columns, -1)
         # Labels at different positions are independent: signs keep them from adding up.
         sign = signs(self.seed, key, spread.shape[2]).to(values)
@@ -129,7 +138,7 @@ class Fisher:
 
 
 _APART = 1009
-"""Seeds of the draws of one example lie so far from each other."""
+"""Seeds of the draws of one example are so far apart."""
 
 
 def _root(problem: Problem, batch: Batch, values: Tensor) -> Callable[[Tensor], Tensor]:
@@ -149,4 +158,4 @@ def _root(problem: Problem, batch: Batch, values: Tensor) -> Callable[[Tensor], 
             remedy='Use fisher="empirical", or curvature="exact" or "cg".',
         )
     half = basis * found.clamp_min(0).sqrt()[:, None]
-    return lambda e: torch.einsum("bcd,bd->bc", half, e.flatten(1))
+    return lambda e: torch.einsum("bcd,bd->bc", half, e.reshape(len(e), -1))
