@@ -135,7 +135,7 @@ def make_problem(work: Work, model: nn.Module, **options: Any) -> Any:
 def whence_methods(work: Work) -> dict[str, Method]:
     """Curvatures of whence by the name in the results."""
     recipes: dict[str, Any] = {"grad-dot": "identity"}
-    if work.name in ("digits-sgd", "digits-adamw", "short"):
+    if work.name.startswith(("digits", "short")):
         recipes["GGN, exact"] = whence.Exact(matrix="ggn")
         recipes["Hessian, exact, damping 0.1"] = whence.Exact(matrix="hessian", damping=0.1)
     for name in ("EKFAC", "KFAC", "Diagonal", "Arnoldi", "Nystrom", "Refined"):
@@ -271,6 +271,7 @@ def settings(work: Work, plan: Plan, seeds: tuple[int, ...]) -> dict[str, Any]:
         "recipe": vars(work.recipe),
         "halves": plan.subsets,
         "models for each half": plan.seeds,
+        "halves share seeds": plan.shares_seeds,
         "seeds of the explained models": list(seeds),
     }
 

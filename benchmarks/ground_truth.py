@@ -27,16 +27,20 @@ class Plan:
         subsets: random halves.
         seeds: models for each of them.
         together: models trained in one go.
+        shares_seeds: whether all halves are trained from the same few seeds, so that what a seed
+            does is no noise in the ranking of halves; else every model has a seed of its own.
     """
 
     subsets: int
     seeds: int
     together: int
+    shares_seeds: bool = False
 
 
 PLANS = {
     "digits-sgd": Plan(60, 3, together=60),
     "digits-adamw": Plan(60, 3, together=60),
+    "digits-decay": Plan(60, 3, together=60, shares_seeds=True),
     "cnn-small": Plan(60, 2, together=1),
     "gpt-small": Plan(60, 1, together=1),
 }
@@ -83,7 +87,8 @@ def truth(work: Work, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
 def _retrained(work: Work, plan: Plan, kept: torch.Tensor, folder: Path) -> np.ndarray:
     folder.mkdir(parents=True, exist_ok=True)
     rows = kept.nonzero()[:, 1].view(plan.subsets, -1).repeat_interleave(plan.seeds, 0)
-    seeds = [FIRST_SEED + place for place in range(len(rows))]
+    cycle = plan.seeds if plan.shares_seeds else len(rows)
+    seeds = [FIRST_SEED + place % cycle for place in range(len(rows))]
     parts = []
     for start in range(0, len(rows), plan.together):
         part = slice(start, start + plan.together)
@@ -99,6 +104,7 @@ def _retrained(work: Work, plan: Plan, kept: torch.Tensor, folder: Path) -> np.n
 def fingerprint(work: Work, plan: Plan, kept: torch.Tensor) -> str:
     """A digest of all that the measurements depend on."""
     told = {"subsets": plan.subsets, "seeds": plan.seeds, "first seed": FIRST_SEED}
+    told |= {"shares seeds": True} if plan.shares_seeds else {}
     return works.fingerprint(work, told, kept)
 
 

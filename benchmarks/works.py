@@ -1,8 +1,8 @@
 """Models and data that the benchmarks of EK-FAC share, each with the way it is trained.
 
-    digits-sgd, digits-adamw    multilayer perceptron 64-64-32-10, digits        for agreement with
-    cnn-small                   55,338 parameters, MNIST                         training again
-    gpt-small                   two layers, width 64, context 64, Shakespeare
+    digits-sgd, -adamw, -decay    perceptron 64-64-32-10, digits                 for agreement with
+    cnn-small                     55,338 parameters, MNIST                       training again
+    gpt-small                     two layers, width 64, context 64, Shakespeare
 
     mlp       784-512-256-10, MNIST, 10,000 images                               for time and memory
     cnn       the small one on 4,000 images
@@ -175,7 +175,7 @@ class ResNet(nn.Module):
 # --------------------------------------------------------------------------------- works
 
 
-def digits(optimizer: str) -> Work:
+def digits(kind: str) -> Work:
     """A perceptron on 1,200 of scikit-learn's digits; 200 of the rest are queries."""
     data = load("digits")
     x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
@@ -183,10 +183,11 @@ def digits(optimizer: str) -> Work:
     recipes = {
         "sgd": Recipe("sgd", rate=0.05, weight_decay=1e-3, epochs=30, batch=32),
         "adamw": Recipe("adamw", rate=3e-3, weight_decay=1e-2, epochs=30, batch=32),
+        "decay": Recipe("sgd", rate=0.01, weight_decay=1e-2, epochs=30, batch=32),
     }
     train, queries = (_tensors(x[part], y[part]) for part in (order[:1200], order[1200:1400]))
-    name, build = f"digits-{optimizer}", lambda: perceptron(64, 64, 32, 10)
-    return Work(name, build, train, queries, recipes[optimizer])
+    name, build = f"digits-{kind}", lambda: perceptron(64, 64, 32, 10)
+    return Work(name, build, train, queries, recipes[kind])
 
 
 def mlp(queries: int = 200) -> Work:
@@ -251,6 +252,7 @@ def resnet(queries: int = 100) -> Work:
 WORKS: dict[str, Callable[[], Work]] = {
     "digits-sgd": lambda: digits("sgd"),
     "digits-adamw": lambda: digits("adamw"),
+    "digits-decay": lambda: digits("decay"),
     "cnn-small": lambda: cnn(2000, 100, "cnn-small"),
     "gpt-small": lambda: gpt(small=True),
     "mlp": mlp,

@@ -57,12 +57,12 @@ def test_each_half_of_the_data_is_one_half_and_no_two_are_the_same(
     assert len(kept.unique(dim=0)) == 60
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "decay"])
 def test_the_committed_truth_is_that_of_the_present_settings(
-    monkeypatch: pytest.MonkeyPatch, works: ModuleType, optimizer: str
+    monkeypatch: pytest.MonkeyPatch, works: ModuleType, kind: str
 ) -> None:
     truth = imported("ground_truth", monkeypatch)
-    work = works.digits(optimizer)
+    work = works.digits(kind)
     plan = truth.PLANS[work.name]
     committed = np.load(BENCHMARKS / f"results/ground_truth_{work.name}.npz")
 
