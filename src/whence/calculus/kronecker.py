@@ -20,7 +20,7 @@ Source: Martens & Grosse 2015 (arXiv:1503.05671); George et al. 2018 (arXiv:1806
 convolutions Grosse & Martens 2016 (arXiv:1602.01407).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from whence.calculus.fisher import Fisher
-from whence.calculus.layers import Block, Structure, dense, structure_of
+from whence.calculus.gradients import residuals
+from whence.calculus.layers import Block, Structure, Watched, dense, structure_of
 from whence.calculus.watching import Factors, Left, OneHot
 from whence.core.batches import Batch
 from whence.core.problem import Problem
@@ -42,8 +43,13 @@ WIDEST_BASIS = 2048
 WIDEST_ROW = 512
 """The same for a parameter in one row, whose matrix is not smaller than the square of this."""
 
-_FIRST_ROUND = 256
-"""Examples of the first round."""
+FIRST_ROUND = 4096
+"""Examples of the first round. Fewer are too few: on 4,000 images and a network of 55,338 parameters
+the scores from moments of 2,048 images differ from those of all by 96 % of their norm, as examples
+that were not looked at lie in directions of which nothing is known."""
+
+_FACTOR_BYTES = 96 * 2**20
+"""Memory of the factors and activations of one batch."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,13 @@ class Plan:
     is_corrected: bool
 
 
-def fit_kronecker(problem: Problem, plan: Plan, decay: Tensor) -> Kronecker:
+Visit = Callable[[Batch, list[Factors]], None]
+"""What is done with the factors of the gradients of the losses of a batch."""
+
+
+def fit_kronecker(
+    problem: Problem, plan: Plan, decay: Tensor, *, keeps: Callable[[Structure], Visit | None]
+) -> Kronecker:
     """Bases and eigenvalues of every block.
 
     Args:
@@ -171,13 +183,23 @@ def fit_kronecker(problem: Problem, plan: Plan, decay: Tensor) -> Kronecker:
         plan: how the moments are taken.
         decay: (P,) diagonal of the Hessian of the regulariser; should it differ within a block, its
             mean counts.
+        keeps: what visits the gradients of all training examples, once the structure is known; they
+            share a forward pass with the correction of the eigenvalues where that sees all data.
     """
     structure = _with_even_decay(problem, structure_of(problem), decay)
     moments, positions, error = _moments(problem, structure, plan)
     decays = [float(m.mean()) for m in structure.gather(problem, decay[None])]
     found = [m.curvature(d) for m, d in zip(moments, decays, strict=True)]
+    visit = keeps(structure)
     if plan.is_corrected:
-        found = _corrected(problem, structure, plan, positions=positions, blocks=found)
+        is_shared = len(positions) == len(problem)
+        shared = visit if is_shared else None
+        found = _corrected(_Pass(problem, structure, plan.fisher, shared), positions, found)
+        visit = None if is_shared else visit
+    if visit is not None:
+        everyone = torch.arange(len(problem))
+        for _ in _Pass(problem, structure, None, visit)(everyone, "Keeping gradients"):
+            pass
     facts = {
         "fisher": plan.fisher.kind,
         "examples_used": len(positions),
@@ -200,11 +222,10 @@ def _with_even_decay(problem: Problem, structure: Structure, decay: Tensor) -> S
 
 
 def batch_size(problem: Problem, structure: Structure) -> int:
-    """Examples whose factors fit the working memory."""
+    """Examples whose activations and factors fit the working memory."""
     numbers = sum(_numbers(block) for block in structure.blocks)
-    size = problem.batch_size()
-    share = problem.activation_size + problem.input_size
-    return max(1, min(size, int(size * share / (share + numbers))))
+    numbers += problem.input_size + 2 * problem.activation_size
+    return max(1, min(len(problem), _FACTOR_BYTES // (numbers * problem.parameters.element_size())))
 
 
 def _numbers(block: Block) -> int:
@@ -214,14 +235,43 @@ def _numbers(block: Block) -> int:
     return factors + (block.size if block.positions > 1 else 0)
 
 
-def factors_of(
-    problem: Problem, structure: Structure, fisher: Fisher, *, batch: Batch
-) -> Iterator[list[Factors]]:
-    """The factors of every block for each set of slopes of the Fisher information."""
-    watched = structure.watch(problem, batch.inputs, len(batch))
-    slopes = list(fisher.slopes(problem, batch, watched.outputs))
-    for place, slope in enumerate(slopes, 1):
-        yield watched.factors(slope, is_last=place == len(slopes))
+def loss_factors(watched: Watched, batch: Batch, *, is_last: bool = True) -> list[Factors]:
+    """The factors of the gradient of each loss, for every block."""
+    slopes = residuals(watched.problem, batch, values=watched.outputs.detach())
+    return watched.factors(slopes, is_last=is_last)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of the model over training examples, for one purpose or two.
+
+    Args:
+        problem: model and data.
+        structure: of the model.
+        fisher: whose slopes are wanted; None for none.
+        visit: what is done with the gradients of the losses, on the same forward pass.
+    """
+
+    problem: Problem
+    structure: Structure
+    fisher: Fisher | None
+    visit: Visit | None = None
+
+    def __call__(
+        self, positions: Tensor, label: str
+    ) -> Iterator[tuple[Batch, list[list[Factors]]]]:
+        """Each batch with the factors for every set of slopes of the Fisher information."""
+        size = batch_size(self.problem, self.structure)
+        batches = self.problem.batches(size, positions=positions)
+        for batch in track(batches, label, total=-(-len(positions) // size)):
+            watched = self.structure.watch(self.problem, batch.inputs, len(batch))
+            if self.visit is not None:
+                self.visit(batch, loss_factors(watched, batch, is_last=self.fisher is None))
+            if self.fisher is not None:
+                slopes = list(self.fisher.slopes(self.problem, batch, watched.outputs))
+                ends = [place == len(slopes) for place in range(1, len(slopes) + 1)]
+                pairs = zip(slopes, ends, strict=True)
+                yield batch, [watched.factors(slope, is_last=end) for slope, end in pairs]
 
 
 def _moments(
@@ -229,38 +279,30 @@ def _moments(
 ) -> tuple[list["_Moments"], Tensor, float]:
     """Second moments of the factors, the examples they are from, and their relative error."""
     by_id = order(plan.fisher.seed, keys(problem.data.ids))
-    size = batch_size(problem, structure)
+    run = _Pass(problem, structure, plan.fisher)
     halves = [[_Moments(block, problem.parameters) for block in structure.blocks] for _ in range(2)]
     seen, error = 0, float("inf")
     while seen < len(problem) and error > plan.accuracy:
-        upto = min(len(problem), max(_FIRST_ROUND, 2 * seen))
+        upto = min(len(problem), max(FIRST_ROUND, 2 * seen))
+        if upto == len(problem) and seen == 0:  # nothing to decide: no halves are compared
+            _add(run, by_id, halves[0])
+            return halves[0], torch.arange(len(problem)), 0.0
         for half, into in enumerate(halves):
-            some = by_id[seen:upto][half::2]
-            batches = problem.batches(size, positions=some)
-            for batch in track(batches, "Measuring layers", total=-(-len(some) // size)):
-                _add(problem, structure, plan.fisher, batch=batch, into=into)
+            _add(run, by_id[seen:upto][half::2], into)
         seen = upto
         error = max(a.gap(b) for a, b in zip(*halves, strict=True))
     whole = [a.plus(b) for a, b in zip(*halves, strict=True)]
     return whole, by_id[:seen].sort().values, 0.0 if seen == len(problem) else error
 
 
-def _add(
-    problem: Problem,
-    structure: Structure,
-    fisher: Fisher,
-    *,
-    batch: Batch,
-    into: Sequence["_Moments"],
-) -> None:
-    """The second moments of one batch."""
-    is_first = True
-    for factors in factors_of(problem, structure, fisher, batch=batch):
-        for moments, (left, right) in zip(into, factors, strict=True):
-            moments.add(left, right, is_first=is_first)
-        is_first = False
-    for moments in into:
-        moments.examples += len(batch)
+def _add(run: _Pass, positions: Tensor, into: Sequence["_Moments"]) -> None:
+    """The second moments of some examples."""
+    for batch, by_slope in run(positions, "Measuring layers"):
+        for place, factors in enumerate(by_slope):
+            for moments, (left, right) in zip(into, factors, strict=True):
+                moments.add(left, right, is_first=place == 0)
+        for moments in into:
+            moments.examples += len(batch)
 
 
 class _Moments:
@@ -326,33 +368,25 @@ def _second_moment(factor: Left, *, is_full: bool) -> Tensor:
         rows = factor.indices.movedim(1, 0).flatten(1)
         return torch.stack([torch.bincount(row, minlength=factor.size) for row in rows]).double()
     rows = factor.movedim(1, 0).flatten(1, 2)
-    return (rows.mT @ rows).double() if is_full else (rows**2).sum(1).double()
+    return rows.mT @ rows if is_full else (rows**2).sum(1)
 
 
 def _basis(moment: Tensor, like: Tensor) -> Basis:
     """Eigenvectors and eigenvalues of a mean second moment."""
     if moment.ndim == 2:
         return Basis(None, moment.to(like))
-    values, vectors = eigenbasis(moment)
+    values, vectors = eigenbasis(moment.to(like))
     return Basis(vectors.to(like), values.to(like))
 
 
 def _corrected(
-    problem: Problem,
-    structure: Structure,
-    plan: Plan,
-    *,
-    positions: Tensor,
-    blocks: Sequence[KroneckerBlock],
+    run: _Pass, positions: Tensor, blocks: Sequence[KroneckerBlock]
 ) -> list[KroneckerBlock]:
     """The same bases with D = E (U_L^T G U_R)^2."""
-    size = batch_size(problem, structure)
     totals = [torch.zeros_like(block.values, dtype=torch.float64) for block in blocks]
-    batches = problem.batches(size, positions=positions)
-    for batch in track(batches, "Correcting eigenvalues", total=-(-len(positions) // size)):
-        by_slope = list(factors_of(problem, structure, plan.fisher, batch=batch))
+    for _, by_slope in run(positions, "Correcting eigenvalues"):
         for total, block, factors in zip(totals, blocks, zip(*by_slope, strict=True), strict=True):
-            total += squares(block, factors).double()
+            total += squares(block, factors)
     share = 1 / len(positions)
     return [
         replace(block, values=(total * share).to(block.values))

@@ -25,8 +25,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from whence.calculus.gradients import residuals
-from whence.calculus.kronecker import Basis, Kronecker, KroneckerBlock, batch_size
+from whence.calculus.kronecker import (
+    Basis,
+    Kronecker,
+    KroneckerBlock,
+    Visit,
+    batch_size,
+    loss_factors,
+)
 from whence.calculus.layers import Block, Structure, dense
 from whence.calculus.products import penalty_gradient
 from whence.calculus.watching import Factors, OneHot
@@ -118,37 +124,34 @@ def kept_size(block: Block) -> int:
     return block.rows + block.columns if _is_factored(block) else block.size
 
 
-def keep(problem: Problem, structure: Structure) -> Kept | None:
-    """The training gradients of every block; None where they would take more than `KEPT_BYTES`."""
+def keeper(problem: Problem, structure: Structure) -> tuple[Kept, Visit] | None:
+    """Room for the training gradients of every block, and what fills it batch by batch.
+
+    Returns:
+        None where they would take more than `KEPT_BYTES`.
+    """
     count = len(problem)
     numbers = sum(kept_size(block) for block in structure.blocks)
     if count * numbers * problem.parameters.element_size() > KEPT_BYTES:
         return None
-    kept = [_empty(problem.parameters, count, block) for block in structure.blocks]
-    size = batch_size(problem, structure)
-    steps = -(-count // size)
-    for batch in track(problem.batches(size), "Keeping gradients", total=steps):
+    kept = Kept(tuple(_empty(problem.parameters, count, block) for block in structure.blocks))
+
+    def visit(batch: Batch, found: list[Factors]) -> None:
         rows = _as_slice(batch.positions)
-        found = _of(problem, structure, batch)
-        for place, block, factors in zip(kept, structure.blocks, found, strict=True):
+        for place, block, factors in zip(kept.blocks, structure.blocks, found, strict=True):
             if place.left is None:
                 place.right[rows] = whole(block, factors)
             else:
                 place.left[rows] = dense(*factors).flatten(1)
                 place.right[rows] = factors[1].flatten(1)
-    return Kept(tuple(kept))
+
+    return kept, visit
 
 
 def _empty(like: Tensor, count: int, block: Block) -> KeptBlock:
     if _is_factored(block):
         return KeptBlock(like.new_empty(count, block.rows), like.new_empty(count, block.columns))
     return KeptBlock(None, like.new_empty(count, block.size))
-
-
-def _of(problem: Problem, structure: Structure, batch: Batch) -> list[Factors]:
-    """The factors of the gradient of each loss."""
-    watched = structure.watch(problem, batch.inputs, len(batch))
-    return watched.factors(residuals(problem, batch, values=watched.outputs.detach()))
 
 
 def whole(block: Block, factors: Factors) -> Tensor:
@@ -285,7 +288,8 @@ class Pairing:
             size = batch_size(problem, structure)
             batches = problem.batches(size)
             for batch in track(batches, "Scoring training examples", total=-(-count // size)):
-                yield batch.positions, _of(problem, structure, batch)
+                watched = structure.watch(problem, batch.inputs, len(batch))
+                yield batch.positions, loss_factors(watched, batch)
             return
         size = max(64, _TILE // queries)
         pieces = slices(count, size)

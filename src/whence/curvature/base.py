@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from whence.calculus.fisher import Fisher, FisherName
-from whence.calculus.kronecker import Kronecker, Plan, fit_kronecker
-from whence.calculus.pairing import Kept, Pairing, keep
+from whence.calculus.kronecker import Kronecker, Plan, Visit, fit_kronecker
+from whence.calculus.layers import Structure
+from whence.calculus.pairing import Kept, Pairing, keeper
 from whence.calculus.products import (
     CurvatureMatrix,
     decay_diagonal,
@@ -287,7 +288,18 @@ def fit_layers(
             why="A layer adds one number to its eigenvalues.",
             remedy='Use a weight decay, or curvature="cg".',
         )
-    kronecker = fit_kronecker(problem, plan, decay.to(problem.parameters))
+    room: list[Kept] = []
+
+    def keeps_gradients(structure: Structure) -> Visit | None:
+        found = keeper(problem, structure) if keeps else None
+        if found is None:
+            return None
+        room.append(found[0])
+        return found[1]
+
+    kronecker = fit_kronecker(
+        problem, plan, decay.to(problem.parameters), keeps=keeps_gradients
+    )
     mean = kronecker.mean()
     chosen = AUTO_DAMPING * mean if damping == "auto" else float(damping)
     report = {
@@ -300,7 +312,7 @@ def fit_layers(
         "largest_eigenvalue": kronecker.largest(),
         **kronecker.facts,
     }
-    kept = keep(problem, kronecker.structure) if keeps else None
+    kept = room[0] if room else None
     dampings = (chosen,) * len(kronecker.blocks)
     return KroneckerIHVP(kronecker, dampings, data_scale, kept, tolerance, report)
 

@@ -142,8 +142,15 @@ def decompose(matrix: Tensor, *, eps: float) -> Eigen:
     return Eigen(values, vectors, len(matrix) * eps * float(values.abs().max()))
 
 
+_WIDE = 512
+"""Rows up to which second moments are decomposed in float64."""
+
+
 def eigenbasis(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, rising and at least zero, and eigenvectors of second moments, in float64.
+    """Eigenvalues, rising and at least zero, and eigenvectors of second moments.
+
+    Up to 512 rows in float64, larger ones in their own type: a basis that is off by its rounding
+    is as good a basis.
 
     Args:
         moments: (..., d, d) symmetric and never negative, up to rounding.
@@ -161,11 +168,12 @@ def eigenbasis(moments: Tensor) -> tuple[Tensor, Tensor]:
             why="It has no eigenvectors.",
             remedy="Look for overflow in the model; use float32 instead of half precision.",
         )
-    wide = moments.double()
+    wide = moments.double() if moments.shape[-1] <= _WIDE else moments
     try:
         values, vectors = torch.linalg.eigh(wide)
     except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         # Clusters of eigenvalues near zero can stop the iteration: a shift below rounding frees it.
+        wide = moments.double()
         shift = torch.finfo(wide.dtype).eps * wide.diagonal(dim1=-2, dim2=-1).mean(-1)
         identity = torch.eye(wide.shape[-1], dtype=wide.dtype, device=wide.device)
         try:
