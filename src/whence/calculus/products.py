@@ -42,8 +42,20 @@ def objective_gradient(problem: Problem) -> Tensor:
 
 def penalty_gradient(problem: Problem) -> Tensor:
     """(P,) gradient of the regulariser."""
-    with torch.no_grad():
-        return grad(problem.penalty)(problem.parameters)
+    return _penalty_slope(problem, create_graph=False)[1]
+
+
+def _penalty_slope(problem: Problem, *, create_graph: bool) -> tuple[Tensor, Tensor]:
+    """The parameters as a leaf, and the gradient of the regulariser there."""
+    theta = problem.parameters.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        penalty = problem.penalty(theta)
+        if not penalty.requires_grad:
+            return theta, torch.zeros_like(theta)
+        (slope,) = torch.autograd.grad(
+            penalty, theta, create_graph=create_graph, materialize_grads=True
+        )
+    return theta, slope
 
 
 def example_pull(problem: Problem) -> float:
@@ -98,9 +110,14 @@ class CurvatureMatrix:
 
     def penalty_product(self, vectors: Tensor) -> Tensor:
         """(K, P) products with the Hessian of the regulariser."""
-        slope = grad(self.problem.penalty)
-        with torch.no_grad():
-            return vmap(lambda v: jvp(slope, (self.problem.parameters,), (v,))[1])(vectors)
+        theta, slope = _penalty_slope(self.problem, create_graph=True)
+        if not slope.requires_grad:  # no regulariser, or a linear one
+            return torch.zeros_like(vectors)
+        rows = [
+            torch.autograd.grad(slope, theta, v, retain_graph=True, materialize_grads=True)[0]
+            for v in vectors
+        ]
+        return torch.stack(rows) if rows else torch.zeros_like(vectors)
 
     def dense(self) -> Tensor:
         """The whole matrix (P, P) in float64."""

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor
 
 from whence.errors import BadArgument
@@ -31,8 +30,9 @@ class Regularizer:
         """The scalar r(theta)."""
         total = next(iter(named.values())).new_zeros(())
         if self.weight_decay:
-            decayed = [(named[name] ** 2).sum() for name in named if name in self.names]
-            total = total + 0.5 * self.weight_decay * torch.stack(decayed).sum()
+            for name in named:
+                if name in self.names:
+                    total = total + 0.5 * self.weight_decay * (named[name] ** 2).sum()
         return total if self.function is None else total + self.function(named)
 
     def describe(self) -> str:
