@@ -36,7 +36,7 @@ from whence.numerics.draws import Words, keys, signs
 FisherName = Literal["expected", "sampled", "empirical"]
 
 MOST_OUTPUTS = 100
-"""Up to so many outputs each is a backward pass of its own in the expected Fisher information; above,
+"""Up to so many outputs each has a backward pass of its own where slopes are expected ones; above,
 the root of S_i is taken only where it has a closed form."""
 
 _NEGATIVE = 1e-4

@@ -9,25 +9,37 @@ gradient is taken example by example. So every parameter is covered, and none tw
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from whence.calculus.gradients import plain_pull_back, pull_back
-from whence.calculus.watching import Axis, Factors, Left, OneHot, Piece, Use, Watch
-from whence.core.batches import Tree
+from whence.calculus.watching import (
+    FAILURES,
+    Axis,
+    Factors,
+    Left,
+    OneHot,
+    Piece,
+    Use,
+    Watch,
+    single,
+)
+from whence.core.batches import Batch, Tree
 from whence.core.problem import Forward, Problem
 from whence.errors import NotDeterministic
 from whence.numerics.vectors import Layout
 
-_TRIALS = ((7, True), (5, True), (7, False))
-"""Examples that a model is watched on, and whether what is the same for all of them is repeated.
-Shapes tell which axis has the examples; should a size of the model be a multiple of the first
-number, the second one tells."""
+_EXAMPLES = 7
+"""How many a model is watched on to find its layers; rarely a size of anything in a model."""
+
+_MOST_ALONE = 16
+"""Parameters whose axes are looked for one by one, where looking for all at once fails."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,8 @@ class Block:
         is_transposed: whether the weight is stored as (columns, rows).
         shapes: of the parameters, by name.
         kind: "product" where r is what went into the layer; "lookup" where l is the unit vector of
-            a token; "mixed" where a weight is used as both; "single" for one row that holds a whole
-            parameter.
+            a token; "mixed" where a weight is used as both, or l is what went in; "single" for one
+            row that holds a whole parameter.
         positions: T when the model was watched; sequences may vary.
     """
 
@@ -94,23 +106,17 @@ class Structure:
         blocks: all parameters, each in one block.
         rest: parameters whose gradients are taken example by example.
         folded: the bias of each weight that is a column of its block.
-        axes: where the uses of a parameter have their examples.
-        keeps_copies: whether the model overwrites inputs of its layers.
+        axes: where the uses of a parameter have their examples; of those that are not `rest`.
     """
 
     blocks: tuple[Block, ...]
     rest: Layout
     folded: Mapping[str, str]
     axes: Mapping[str, Axis]
-    keeps_copies: bool
 
     def watch(self, problem: Problem, inputs: Tree, count: int) -> "Watched":
         """Calls the model on B = `count` inputs and keeps what gradients need."""
-        named = problem.layout.split(problem.parameters.detach())
-        identities = {id(value): name for name, value in named.items()}
-        watch = Watch(identities, count, self.axes, keeps_copies=self.keeps_copies)
-        with torch.enable_grad(), watch:
-            outputs = problem.call(named, inputs)
+        watch, outputs = _run(problem, inputs, count, axes=self.axes)
         return Watched(self, problem, inputs, outputs, tuple(watch.uses))
 
     def apart(self, biases: Collection[str]) -> "Structure":
@@ -180,17 +186,14 @@ class Watched:
         Raises:
             NotDeterministic: the model overwrites what it did not overwrite when it was first seen.
         """
-        if self.uses and self.outputs.requires_grad:
-            grads: Sequence[Tensor | None] = torch.autograd.grad(
-                self.outputs,
-                [use.place for use in self.uses],
-                slopes.reshape(self.outputs.shape).to(self.outputs),
-                retain_graph=not is_last,
-                allow_unused=True,
+        grads = _backward(self.outputs, self.uses, slopes, is_last=is_last)
+        if any(use.is_overwritten for use in self.uses):
+            raise NotDeterministic(
+                found=f"{type(self.problem.model).__name__} overwrites inputs of its layers in "
+                "place, and did not when it was first looked at.",
+                why="The gradients of those layers would be wrong.",
+                remedy="Write x = x + y instead of x += y.",
             )
-        else:
-            grads = [None] * len(self.uses)
-        self._refuse_overwritten()
         found: dict[str, list[Factors]] = {}
         for use, grad in zip(self.uses, grads, strict=True):
             if grad is not None:
@@ -198,21 +201,37 @@ class Watched:
         if self.structure.rest.size:
             rows = pull_back(self.problem, self.inputs, slopes, only=self.structure.rest)
             for name, part in self.structure.rest.split(rows).items():
-                found[name] = [_single(part.flatten(1))]
+                found[name] = [single(part.reshape(len(part), -1))]
         return [_joined(block, found.get(block.names[0], ()), slopes) for block in self._blocks]
 
     @property
     def _blocks(self) -> tuple[Block, ...]:
         return self.structure.blocks
 
-    def _refuse_overwritten(self) -> None:
-        if not self.structure.keeps_copies and any(use.is_overwritten for use in self.uses):
-            raise NotDeterministic(
-                found=f"{type(self.problem.model).__name__} overwrites inputs of its layers in "
-                "place, and did not when it was first looked at.",
-                why="The gradients of those layers would be wrong.",
-                remedy="Write x = x + y instead of x += y.",
-            )
+
+def _run(
+    problem: Problem, inputs: Tree, count: int, *, axes: Mapping[str, Axis], **options: bool
+) -> tuple[Watch, Tensor]:
+    """The model called on B = `count` inputs in sight of a watch, and its outputs."""
+    flat = problem.parameters.detach()
+    watch = Watch(problem.layout, flat, count, axes=axes, **options)
+    with torch.enable_grad(), watch:
+        return watch, problem.call(problem.layout.split(flat), inputs)
+
+
+def _backward(
+    outputs: Tensor, uses: Sequence[Use], slopes: Tensor, *, is_last: bool
+) -> Sequence[Tensor | None]:
+    """The gradient of slopes . outputs with respect to the output of every use."""
+    if not uses or not outputs.requires_grad:
+        return [None] * len(uses)
+    return torch.autograd.grad(
+        outputs,
+        cast("Any", [use.place for use in uses]),
+        slopes.reshape(outputs.shape).to(outputs),
+        retain_graph=not is_last,
+        allow_unused=True,
+    )
 
 
 def _collect(
@@ -241,7 +260,7 @@ def _collect(
             right = known[id(piece)]
         elif piece.bias is not None:
             rows = dense(left, right).sum(2).flatten(1)
-            found.setdefault(piece.bias, []).append(_single(rows))
+            found.setdefault(piece.bias, []).append(single(rows))
         found.setdefault(piece.weight, []).append((left, right))
 
 
@@ -267,10 +286,6 @@ def dense(left: Left, like: Tensor) -> Tensor:
     return left.dense(like) if isinstance(left, OneHot) else left
 
 
-def _single(rows: Tensor) -> Factors:
-    return rows.new_ones(len(rows), 1, 1, 1), rows[:, None, None]
-
-
 # ------------------------------------------------------------------- finding the structure
 
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[Forward, Layout, Structure]] = WeakKeyDictionary()
@@ -288,67 +303,134 @@ def structure_of(problem: Problem) -> Structure:
 
 
 def _find(problem: Problem) -> Structure:
-    """Blocks for all parameters whose gradients are all in what is seen; rows for the rest."""
-    nothing = Structure((), problem.layout, {}, {}, keeps_copies=True)
-    best = _with_rest(problem, nothing, set(problem.layout.names))
-    for count, may_share in _TRIALS:
+    """Blocks for all parameters whose gradients are all in what is seen; rows for the rest.
+
+    Shapes tell where a use has its examples as a rule. Where gradients come out wrong, the other
+    axes are tried.
+    """
+    trial = _Trial(problem)
+    best = min((trial.of({}, guesses=True, may_share=it) for it in (True, False)), key=_rest)
+    for axis in _AXES:
+        best = min((best, *_with_axis(trial, best, axis)), key=_rest)
+    return replace(
+        best, axes={n: axis for n, axis in best.axes.items() if n not in best.rest.names}
+    )
+
+
+_AXES: tuple[Axis, ...] = ("first", "inner", "second", "shared")
+
+
+def _rest(structure: Structure) -> int:
+    return structure.rest.size
+
+
+def _with_axis(trial: "_Trial", best: Structure, axis: Axis) -> Iterator[Structure]:
+    """What is found with another axis for the parameters whose gradients were wrong."""
+    wrong = [name for name in best.rest.names if best.axes.get(name) != axis]
+    if not wrong:
+        return
+    together = trial.of({**best.axes, **dict.fromkeys(wrong, axis)})
+    yield together
+    if together.rest.size <= best.rest.size or not 1 < len(wrong) <= _MOST_ALONE:
+        return
+    for name in wrong:  # an axis that is wrong for one of them has stopped the model
+        other = trial.of({**best.axes, name: axis})
+        if other.rest.size < best.rest.size:
+            best = other
+    yield best
+
+
+class _Trial:
+    """A few examples, on which gradients in blocks are compared with plain ones."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        batch = problem.batch(torch.arange(_EXAMPLES) % len(problem))
+        generator = torch.Generator().manual_seed(0)
+        slopes = torch.randn(_EXAMPLES, problem.output_size, generator=generator)
+        self.batch: Batch = batch
+        self.slopes = slopes.to(problem.parameters)
+        self.tolerance = min(1e4 * torch.finfo(problem.dtype).eps, 0.1)
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """(B, ...) outputs of the model that nobody watches."""
+        with torch.no_grad():
+            return self.problem.outputs(self.problem.parameters, self.batch.inputs)
+
+    @cached_property
+    def plain(self) -> dict[str, Tensor]:
+        """(B, *shape) gradients of every parameter."""
+        rows = plain_pull_back(self.problem, self.batch.inputs, self.slopes)
+        return self.problem.layout.split(rows)
+
+    def of(self, axes: Mapping[str, Axis], **options: bool) -> Structure:
+        """The structure for these axes, with everything as rows that comes out wrong."""
         try:
-            seen = _seen(problem, count, may_share=may_share)
-            wrong = _wrong(problem, seen, count)
-            if wrong:
-                turned = _turned(seen, wrong)
-                seen, wrong = turned, _wrong(problem, turned, count)
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            continue  # some use is described wrongly: the model is differentiated plainly
-        found = _with_rest(problem, seen, wrong)
-        if found.rest.size < best.rest.size:
-            best = found
-        if not wrong:
-            break
-    return best
+            watch, outputs = _run(self.problem, self.batch.inputs, _EXAMPLES, axes=axes, **options)
+            is_same = outputs.shape == self.outputs.shape and torch.allclose(
+                outputs, self.outputs, rtol=self.tolerance, atol=self.tolerance
+            )
+            grads = _backward(outputs, watch.uses, self.slopes, is_last=True) if is_same else ()
+        except FAILURES:
+            is_same, grads, watch = False, (), None
+        if not is_same or watch is None:
+            return _with_rest(self.problem, Structure((), Layout({}), {}, axes), set(self.plain))
+        pieces = [piece for use in watch.uses for piece in use.pieces]
+        folded = _folded(pieces)
+        found, wrong = self._collected(watch.uses, grads, folded)
+        blocks = _blocks(self.problem, pieces, found, folded)
+        seen = Structure(blocks, Layout({}), folded, watch.axes)
+        wrong |= set(self.plain) - {name for block in blocks for name in block.names}
+        for block in blocks:
+            if not wrong & set(block.names) and not self._is_right(block, found[block.names[0]]):
+                wrong |= set(block.names)
+        return _with_rest(self.problem, seen, wrong)
+
+    def _collected(
+        self, uses: Sequence[Use], grads: Sequence[Tensor | None], folded: Mapping[str, str]
+    ) -> tuple[dict[str, list[Factors]], set[str]]:
+        """Factors by parameter, and the parameters whose description does not work at all."""
+        found: dict[str, list[Factors]] = {}
+        wrong: set[str] = set()
+        for use, grad in zip(uses, grads, strict=True):
+            for piece in use.pieces if grad is not None else ():
+                try:
+                    _collect(found, [piece], cast("Tensor", grad), folded, {})
+                except FAILURES:
+                    wrong |= {piece.weight} | ({piece.bias} if piece.bias else set())
+        return found, wrong
+
+    def _is_right(self, block: Block, parts: Sequence[Factors]) -> bool:
+        """Whether the gradients of a block are those of its parameters."""
+        if block.size != sum(math.prod(shape) for shape in block.shapes.values()):
+            return False
+        try:
+            left, right = _joined(block, parts, self.slopes)
+            named = block.scatter(dense(left, right).mT @ right)
+            gaps = {
+                name: float((rows - self.plain[name]).abs().max()) for name, rows in named.items()
+            }
+        except FAILURES:
+            return False
+        scale = self.tolerance * max(float(rows.abs().max()) for rows in self.plain.values())
+        sizes = {name: float(self.plain[name].abs().max()) + scale for name in named}
+        return all(gap <= self.tolerance * sizes[name] for name, gap in gaps.items())
 
 
-def _turned(seen: Structure, wrong: set[str]) -> Structure:
-    """Examples before positions instead of behind them, where the gradients were wrong."""
-    turned = {name: "inner" for name, axis in seen.axes.items() if name in wrong and axis == "first"}
-    return replace(seen, axes={**seen.axes, **turned})
-
-
-def _few(problem: Problem, count: int) -> Any:
-    return problem.batch(torch.arange(count) % len(problem))
-
-
-def _watch(problem: Problem, count: int, *, keeps_copies: bool, may_share: bool) -> Watched:
-    """The model on a few examples, nothing known of it."""
-    named = problem.layout.split(problem.parameters.detach())
-    identities = {id(value): name for name, value in named.items()}
-    watch = Watch(identities, count, None, keeps_copies=keeps_copies, may_share=may_share)
-    inputs = _few(problem, count).inputs
-    with torch.enable_grad(), watch:
-        outputs = problem.call(named, inputs)
-    structure = Structure((), Layout({}), {}, watch.axes, keeps_copies=True)
-    return Watched(structure, problem, inputs, outputs, tuple(watch.uses))
-
-
-def _seen(problem: Problem, count: int, *, may_share: bool) -> Structure:
-    """The structure as it shows itself, not yet compared with anything."""
-    plain = _watch(problem, count, keeps_copies=False, may_share=may_share)
-    overwrites = any(use.is_overwritten for use in plain.uses)
-    watched = _watch(problem, count, keeps_copies=True, may_share=may_share)
-    pieces = [piece for use in watched.uses for piece in use.pieces]
-    folded = _folded(pieces)
-    places = [use.place for use in watched.uses]
-    grads = torch.autograd.grad(watched.outputs.sum(), places, allow_unused=True)
-    found: dict[str, list[Factors]] = {}
-    for use, grad in zip(watched.uses, grads, strict=True):
-        if grad is not None:
-            _collect(found, use.pieces, grad, folded, {})
+def _blocks(
+    problem: Problem,
+    pieces: Sequence[Piece],
+    found: Mapping[str, Sequence[Factors]],
+    folded: Mapping[str, str],
+) -> tuple[Block, ...]:
+    """A block for every parameter that was seen, with its bias where that is used with it alone."""
     turned = {piece.weight: piece.is_transposed for piece in pieces}
     kinds: dict[str, str] = {}
     for piece in pieces:
         same = kinds.setdefault(piece.weight, piece.kind) == piece.kind
         kinds[piece.weight] = piece.kind if same else "mixed"
-    blocks = tuple(
+    return tuple(
         _block(
             problem,
             (name, folded[name]) if name in folded else (name,),
@@ -359,7 +441,6 @@ def _seen(problem: Problem, count: int, *, may_share: bool) -> Structure:
         for name, parts in found.items()
         if name not in folded.values()
     )
-    return Structure(blocks, Layout({}), folded, watched.structure.axes, keeps_copies=overwrites)
 
 
 def _folded(pieces: Sequence[Piece]) -> dict[str, str]:
@@ -392,41 +473,13 @@ def _block(
     )
 
 
-def _wrong(problem: Problem, seen: Structure, count: int) -> set[str]:
-    """Parameters whose gradients by blocks differ from plain ones."""
-    batch = _few(problem, count)
-    watched = seen.watch(problem, batch.inputs, count)
-    expected = problem.outputs(problem.parameters, batch.inputs)
-    tolerance = 1e4 * torch.finfo(problem.dtype).eps
-    if watched.outputs.shape != expected.shape or not torch.allclose(
-        watched.outputs, expected, rtol=tolerance, atol=tolerance
-    ):
-        return set(problem.layout.names)
-    generator = torch.Generator().manual_seed(0)
-    slopes = torch.randn(count, problem.output_size, generator=generator).to(watched.outputs)
-    plain = problem.layout.split(plain_pull_back(problem, batch.inputs, slopes))
-    covered = {name for block in seen.blocks for name in block.names}
-    wrong = set(problem.layout.names) - covered
-    scale = max(float(rows.abs().max()) for rows in plain.values())
-    for block, (left, right) in zip(seen.blocks, watched.factors(slopes), strict=True):
-        if block.size != sum(math.prod(shape) for shape in block.shapes.values()):
-            wrong |= set(block.names)
-            continue
-        matrix = dense(left, right).mT @ right
-        for name, rows in block.scatter(matrix).items():
-            own = float(plain[name].abs().max())
-            if float((rows - plain[name]).abs().max()) > tolerance * (own + tolerance * scale):
-                wrong |= set(block.names)
-    return wrong
-
-
 def _with_rest(problem: Problem, seen: Structure, wrong: set[str]) -> Structure:
     """The same, with the parameters that were seen wrongly as single rows."""
     shapes = {name: shape for name, shape in problem.layout.shapes.items() if name in wrong}
     singles = [_row(name, shape) for name, shape in shapes.items()]
     kept = [block for block in seen.blocks if not wrong & set(block.names)]
     folded = {w: b for w, b in seen.folded.items() if w not in wrong}
-    return Structure((*kept, *singles), Layout(shapes), folded, seen.axes, seen.keeps_copies)
+    return Structure((*kept, *singles), Layout(shapes), folded, seen.axes)
 
 
 def _row(name: str, shape: torch.Size) -> Block:
