@@ -10,12 +10,15 @@ from torch import nn
 import problems
 from whence import explanation
 from whence.adapters import make_problem
+from whence.core.losses import make_loss
 from whence.core.problem import Problem
 from whence.curvature.cg import CG
 from whence.curvature.dual import Dual
+from whence.curvature.ekfac import EKFAC
 from whence.curvature.exact import Exact
+from whence.curvature.refined import Refined
 from whence.errors import Stale, UnknownName
-from whence.explanation import choose, dual_cost, exact_cost, explain, fit
+from whence.explanation import choose, dual_cost, exact_cost, explain, fit, refined_operations
 from whence.methods.influence import Influence
 
 
@@ -30,13 +33,36 @@ def test_small_problems_are_explained_exactly_and_the_report_says_why():
 
 
 @pytest.mark.parametrize("limit", ["EXACT_BYTES", "EXACT_OPERATIONS"])
-def test_large_problems_are_solved_by_conjugate_gradients(limit, monkeypatch):
+def test_large_linear_problems_are_solved_by_conjugate_gradients(limit, monkeypatch):
     monkeypatch.setattr(explanation, limit, 1)
     case = problems.multinomial()
     assert choose(case.problem).method == Influence(CG())
     scores = explain(case.problem, case.queries)
     assert scores.report["curvature"] == "cg"
     assert "conjugate gradients" in scores.report["reason"]
+
+
+def test_large_networks_are_solved_from_layers_and_refined_where_that_is_affordable(monkeypatch):
+    monkeypatch.setattr(explanation, "EXACT_BYTES", 1)
+    case = problems.mlp()
+    assert choose(case.problem).method == Influence(Refined())
+    assert refined_operations(case.problem) == 30 * 4 * 40 * case.problem.size
+    assert explain(case.problem, case.queries).report["curvature"] == "refined"
+
+    monkeypatch.setattr(explanation, "REFINED_OPERATIONS", 1)
+    assert choose(case.problem).method == Influence(EKFAC())
+    scores = explain(case.problem, case.queries)
+    assert scores.report["curvature"] == "ekfac"
+    assert "layers are taken one by one" in scores.report["reason"]
+
+
+def test_large_networks_without_fisher_information_are_solved_by_conjugate_gradients(monkeypatch):
+    monkeypatch.setattr(explanation, "EXACT_BYTES", 1)
+    problem = problems.mlp().problem
+    bent = replace(problem, loss=make_loss(lambda f, y: torch.sin(f.squeeze(-1) - y)))
+    choice = choose(bent)
+    assert choice.method == Influence(CG())
+    assert "bends downwards" in choice.reason
 
 
 def test_a_bent_model_costs_products_and_a_linear_one_matrix_multiplications():

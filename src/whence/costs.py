@@ -14,19 +14,33 @@ import torch
 from torch import Tensor
 
 from whence.calculus.gradients import inner, jacobians
+from whence.calculus.kronecker import (
+    Kronecker,
+    batch_size,
+    example_bytes,
+    fit_kronecker,
+    loss_factors,
+)
+from whence.calculus.layers import Structure
+from whence.calculus.pairing import KEPT_BYTES, STACK_BYTES, Pairing, kept_size
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
+from whence.calculus.watching import Factors
+from whence.core.batches import Batch
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.curvature import Curvature, make_curvature
 from whence.curvature.arnoldi import Arnoldi
-from whence.curvature.base import TRACE_PROBES
+from whence.curvature.base import TRACE_PROBES, make_plan
 from whence.curvature.cg import CG
 from whence.curvature.diagonal import Diagonal
 from whence.curvature.dual import Dual, dual_bytes
+from whence.curvature.ekfac import EKFAC
 from whence.curvature.exact import Exact
 from whence.curvature.identity import Identity
+from whence.curvature.kfac import KFAC
 from whence.curvature.lissa import LiSSA
 from whence.curvature.nystrom import Nystrom
+from whence.curvature.refined import Refined
 from whence.explanation import choose
 from whence.methods import Influence, Method, make_method
 from whence.methods.base import MeasurementLike
@@ -240,8 +254,11 @@ def _takes(
         Arnoldi: _arnoldi,
         Nystrom: _nystrom,
         Diagonal: _diagonal,
+        Refined: _refined,
         Identity: _identity,
     }
+    if isinstance(curvature, EKFAC | KFAC):
+        return _layers(problem, curvature, queries)
     estimate = estimates.get(type(curvature))
     if estimate is None:
         return _Takes(None, None, None)
@@ -307,6 +324,103 @@ def _cg(problem: Problem, recipe: CG, queries: int) -> _Takes:
         bytes=5 * rank * vector + 8 * queries * vector + _working_bytes(problem, 2 * queries),
         fit_seconds=sketch + damping,
         scores_seconds=steps * _product_seconds(problem, matrix, queries),
+    )
+
+
+@dataclass(frozen=True)
+class _LayerTrial:
+    """Kronecker factors of a few examples, and what they have taken.
+
+    Args:
+        kronecker: bases and eigenvalues.
+        fixed: seconds that do not grow with the examples, such as those of the eigenvectors.
+        each: seconds of one example.
+    """
+
+    kronecker: Kronecker
+    fixed: float
+    each: float
+
+    def fit_seconds(self) -> float:
+        """The same for all examples, as where accuracy asks for them."""
+        return self.fixed + self.each * len(self.kronecker.problem)
+
+    def bytes(self) -> int:
+        """Moments in float64, bases, eigenvalues, and what a batch makes on its way."""
+        problem, structure = self.kronecker.problem, self.kronecker.structure
+        squares = sum(b.groups * (b.rows**2 + b.columns**2) + b.size for b in structure.blocks)
+        batch = batch_size(problem, structure) * example_bytes(problem, structure)
+        return 16 * squares + batch
+
+
+def _layer_trial(problem: Problem, recipe: EKFAC | KFAC | Refined) -> _LayerTrial:
+    is_corrected = not isinstance(recipe, KFAC)
+    plan = make_plan(problem, recipe.fisher, 0.0, seed=0, is_corrected=is_corrected)
+    decay = torch.zeros_like(problem.parameters)
+    few, some = (torch.arange(min(n, len(problem))) for n in (32, 160))
+    made: list[Kronecker] = []
+
+    def on(positions: Tensor) -> float:
+        start = time.perf_counter()
+        made.append(
+            fit_kronecker(problem, plan, decay, keeps=lambda structure: None, only=positions)
+        )
+        return time.perf_counter() - start
+
+    on(few[:2])  # what is paid once, such as looking for the layers
+    little, more = on(few), on(some)
+    each = max(0.0, more - little) / max(1, len(some) - len(few))
+    return _LayerTrial(made[-1], max(0.0, little - each * len(few)), each)
+
+
+def _layers(problem: Problem, recipe: EKFAC | KFAC, queries: int) -> _Takes:
+    """Passes over the data for the moments, and all pairs from the factors of the gradients."""
+    trial = _layer_trial(problem, recipe)
+    structure = trial.kronecker.structure
+    batch = problem.batch(_trial_positions(problem, 1))
+    make = _seconds(lambda: _trial_factors(problem, structure, batch)) / len(batch)
+    factors = _trial_factors(problem, structure, batch)
+    dampings = (0.1 * trial.kronecker.mean(),) * len(structure.blocks)
+    pairing = Pairing(trial.kronecker, dampings, 1.0, None, recipe.tolerance)
+    few = min(queries, 16)
+    asked = problem.queries(problem.data.take(torch.arange(few) % len(problem)))
+    slopes = torch.randn(few, problem.output_size, generator=_generator()).to(problem.parameters)
+    solve = _seconds(lambda: pairing.sides(asked, slopes, torch.arange(few))) / few
+    sides = pairing.sides(asked, slopes, torch.arange(few))
+    total = problem.parameters.new_zeros(few, len(batch))
+
+    def meet() -> None:
+        for side, block, part in zip(sides, structure.blocks, factors, strict=True):
+            side.add_to(total, block, part)
+
+    pair = _seconds(meet) / few / len(batch)
+    numbers = sum(kept_size(block) for block in structure.blocks)
+    size = problem.parameters.element_size()
+    kept = numbers * len(problem) * size
+    is_kept = kept <= KEPT_BYTES
+    passing = make * len(problem)
+    stack = min(STACK_BYTES, 2 * queries * numbers * size)
+    table = 2 * 8 * queries * len(problem)
+    return _Takes(
+        bytes=int(trial.bytes() + (kept if is_kept else 0) + stack + table),
+        fit_seconds=trial.fit_seconds() + passing,
+        scores_seconds=queries * (solve + pair * len(problem)) + (0.0 if is_kept else passing),
+    )
+
+
+def _trial_factors(problem: Problem, structure: Structure, batch: Batch) -> list[Factors]:
+    return loss_factors(structure.watch(problem, batch.inputs, len(batch)), batch)
+
+
+def _refined(problem: Problem, recipe: Refined, queries: int) -> _Takes:
+    """EK-FAC without its scores, and `CG_STEPS` Gauss-Newton products for all queries."""
+    trial = _layer_trial(problem, recipe)
+    steps = min(CG_STEPS, recipe.max_steps)
+    vectors = 8 * queries * problem.size * problem.parameters.element_size()
+    return _Takes(
+        bytes=trial.bytes() + vectors + _working_bytes(problem, 2 * queries),
+        fit_seconds=trial.fit_seconds(),
+        scores_seconds=steps * _product_seconds(problem, "ggn", queries),
     )
 
 

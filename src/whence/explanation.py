@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 
+from whence.calculus.layers import structure_of
 from whence.calculus.products import decay_diagonal, hessian_is_ggn
 from whence.core.problem import Problem
 from whence.core.scores import Scores
+from whence.curvature.base import make_plan
 from whence.curvature.cg import CG
 from whence.curvature.dual import Dual, dual_bytes
+from whence.curvature.ekfac import EKFAC
 from whence.curvature.exact import Exact
-from whence.errors import Stale
+from whence.curvature.refined import Refined
+from whence.errors import Stale, WhenceError
 from whence.methods import Fitted, Influence, Method, make_method
 from whence.methods.base import MeasurementLike
 
@@ -19,6 +23,9 @@ EXACT_BYTES = 2 * 2**30
 
 EXACT_OPERATIONS = 6e12
 """The exact curvature may take this many multiplications: about two minutes on two cores."""
+
+REFINED_OPERATIONS = 3e10
+"""EK-FAC is refined where a query takes so many multiplications: about a second on two cores."""
 
 
 def explain(
@@ -115,7 +122,10 @@ def choose(problem: Problem) -> Choice:
     examples: where the Hessian equals the Gauss-Newton matrix (linear models) and that is far
     cheaper, else where the exact curvature is too large; a network is then explained with its
     damped Gauss-Newton matrix. Where both are too large, conjugate gradients solve for the queries
-    alone, on the same matrix as the dual form.
+    of a linear model, whose Hessian needs no damping. A network's layers are then taken one by one
+    (EK-FAC); where a solve for one query takes about a second that is refined on the whole
+    Gauss-Newton matrix. Losses whose Fisher information is not known fall back on conjugate
+    gradients.
     """
     exact, dual = exact_cost(problem), dual_cost(problem)
     if dual is not None and not _is_affordable(dual):
@@ -135,7 +145,34 @@ def choose(problem: Problem) -> Choice:
         matrix = "Hessian" if hessian_is_ggn(problem) else "damped Gauss-Newton matrix"
         reason += f"{_few_outputs(problem, dual)}, and the {matrix} is inverted through them"
         return Choice(Influence(Dual()), reason)
-    return Choice(Influence(CG()), reason + "conjugate gradients solve for the queries")
+    obstacle = " (the model is linear)" if hessian_is_ggn(problem) else _no_layers(problem)
+    if obstacle:
+        return Choice(
+            Influence(CG()), f"{reason}conjugate gradients solve for the queries{obstacle}"
+        )
+    operations = refined_operations(problem)
+    price = f"about {operations:.1g} multiplications a query"
+    if operations <= REFINED_OPERATIONS:
+        return Choice(Influence(Refined()), f"{reason}EK-FAC is refined to a residual ({price})")
+    reason += f"layers are taken one by one; refining them would cost too much ({price})"
+    return Choice(Influence(EKFAC()), reason)
+
+
+def refined_operations(problem: Problem) -> float:
+    """Multiplications of `Refined` for one query: 30 Gauss-Newton products of four passes each."""
+    blocks = structure_of(problem).blocks
+    return 30 * 4 * float(len(problem)) * sum(block.size * block.positions for block in blocks)
+
+
+def _no_layers(problem: Problem) -> str:
+    """Why the layers cannot be taken one by one, or nothing."""
+    if decay_diagonal(problem) is None:
+        return " (the regulariser couples parameters)"
+    try:
+        make_plan(problem, "auto", 0.0, seed=0, is_corrected=True).fisher.check(problem)
+    except WhenceError as error:
+        return f" ({error.found})"
+    return ""
 
 
 def _is_affordable(cost: "Cost") -> bool:

@@ -402,9 +402,7 @@ def _per_example(
     return torch.stack([_plain_jacobian(at, value, _take(trees, i)) for i in range(count)])
 
 
-def _plain_jacobian(
-    at: Tensor, value: Callable[..., Tensor], example: tuple[Tree, ...]
-) -> Tensor:
+def _plain_jacobian(at: Tensor, value: Callable[..., Tensor], example: tuple[Tree, ...]) -> Tensor:
     """(P,) or (C, P) by one reverse pass for every number in `value`."""
     theta = at.detach().clone().requires_grad_(True)
     answer = value(theta, *example)

@@ -44,11 +44,11 @@ WIDEST_ROW = 512
 """The same for a parameter in one row, whose matrix is not smaller than the square of this."""
 
 FIRST_ROUND = 4096
-"""Examples of the first round. Fewer are too few: on 4,000 images and a network of 55,338 parameters
-the scores from moments of 2,048 images differ from those of all by 96 % of their norm, as examples
-that were not looked at lie in directions of which nothing is known."""
+"""Examples of the first round. Fewer are too few: on 4,000 images, with 55,338 parameters, scores
+from the moments of 2,048 differ from those of all by 96 % of their norm, as examples that were not
+looked at lie in directions of which nothing is known."""
 
-_FACTOR_BYTES = 96 * 2**20
+FACTOR_BYTES = 96 * 2**20
 """Memory of the factors and activations of one batch."""
 
 
@@ -175,7 +175,12 @@ Visit = Callable[[Batch, list[Factors]], None]
 
 
 def fit_kronecker(
-    problem: Problem, plan: Plan, decay: Tensor, *, keeps: Callable[[Structure], Visit | None]
+    problem: Problem,
+    plan: Plan,
+    decay: Tensor,
+    *,
+    keeps: Callable[[Structure], Visit | None],
+    only: Tensor | None = None,
 ) -> Kronecker:
     """Bases and eigenvalues of every block.
 
@@ -186,9 +191,10 @@ def fit_kronecker(
             mean counts.
         keeps: what visits the gradients of all training examples, once the structure is known; they
             share a forward pass with the correction of the eigenvalues where that sees all data.
+        only: positions of the examples to look at, for a trial; by default `plan` decides.
     """
     structure = _with_even_decay(problem, structure_of(problem), decay)
-    moments, positions, error = _moments(problem, structure, plan)
+    moments, positions, error = _moments(problem, structure, plan, only)
     decays = [float(m.mean()) for m in structure.gather(problem, decay[None])]
     found = [m.curvature(d) for m, d in zip(moments, decays, strict=True)]
     visit = keeps(structure)
@@ -224,9 +230,14 @@ def _with_even_decay(problem: Problem, structure: Structure, decay: Tensor) -> S
 
 def batch_size(problem: Problem, structure: Structure) -> int:
     """Examples whose activations and factors fit the working memory."""
+    return max(1, min(len(problem), FACTOR_BYTES // example_bytes(problem, structure)))
+
+
+def example_bytes(problem: Problem, structure: Structure) -> int:
+    """Memory of the activations and factors of one example."""
     numbers = sum(_numbers(block) for block in structure.blocks)
     numbers += problem.input_size + 2 * problem.activation_size
-    return max(1, min(len(problem), _FACTOR_BYTES // (numbers * problem.parameters.element_size())))
+    return numbers * problem.parameters.element_size()
 
 
 def _numbers(block: Block) -> int:
@@ -276,12 +287,15 @@ class _Pass:
 
 
 def _moments(
-    problem: Problem, structure: Structure, plan: Plan
+    problem: Problem, structure: Structure, plan: Plan, only: Tensor | None
 ) -> tuple[list["_Moments"], Tensor, float]:
     """Second moments of the factors, the examples they are from, and their relative error."""
-    by_id = order(plan.fisher.seed, keys(problem.data.ids))
     run = _Pass(problem, structure, plan.fisher)
     halves = [[_Moments(block, problem.parameters) for block in structure.blocks] for _ in range(2)]
+    if only is not None:
+        _add(run, only, halves[0])
+        return halves[0], only, 0.0
+    by_id = order(plan.fisher.seed, keys(problem.data.ids))
     seen, error = 0, float("inf")
     while seen < len(problem) and error > plan.accuracy:
         upto = min(len(problem), max(FIRST_ROUND, 2 * seen))

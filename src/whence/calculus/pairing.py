@@ -43,7 +43,7 @@ from whence.progress import track
 KEPT_BYTES = 512 * 2**20
 """Memory that the factors of the training gradients may take, to be used again by later queries."""
 
-_STACK_BYTES = 2**30
+STACK_BYTES = 2**30
 """Memory of the solved gradients of the queries of one pass over the training data."""
 
 _MOST_TERMS = 32
@@ -260,7 +260,7 @@ class Pairing:
         values = np.empty((len(queries), len(problem)))
         facts: dict[str, Any] = {}
         for rows in slices(len(queries), self._together(len(queries))):
-            sides = self._sides(queries, slopes, rows)
+            sides = self.sides(queries, slopes, rows)
             for positions, factors in self._training(len(rows)):
                 total = problem.parameters.new_zeros(len(rows), len(positions))
                 for side, block, part in zip(sides, self._blocks, factors, strict=True):
@@ -278,7 +278,7 @@ class Pairing:
         times = {True: 4, False: 2}
         numbers = sum(kept_size(b) * times[_is_factored(b)] for b in self._blocks)
         size = numbers * self.curvature.problem.parameters.element_size()
-        return max(1, min(queries, _STACK_BYTES // size))
+        return max(1, min(queries, STACK_BYTES // size))
 
     def _training(self, queries: int) -> Iterator[tuple[Tensor, list[Factors]]]:
         """Positions of training examples, with the factors of their gradients."""
@@ -296,8 +296,8 @@ class Pairing:
         for rows in track(pieces, "Scoring training examples", total=-(-count // size)):
             yield rows, [block.take(rows) for block in self.kept.blocks]
 
-    def _sides(self, queries: Queries, slopes: Tensor, rows: Tensor) -> list[Side]:
-        """The queries' side of every block."""
+    def sides(self, queries: Queries, slopes: Tensor, rows: Tensor) -> list[Side]:
+        """The side of every block that some of the queries, by their rows, make."""
         problem, structure = self.curvature.problem, self.curvature.structure
         size = batch_size(problem, structure)
         found: list[list[Factors | Tensor]] = [[] for _ in self._blocks]

@@ -297,9 +297,7 @@ def fit_layers(
         room.append(found[0])
         return found[1]
 
-    kronecker = fit_kronecker(
-        problem, plan, decay.to(problem.parameters), keeps=keeps_gradients
-    )
+    kronecker = fit_kronecker(problem, plan, decay.to(problem.parameters), keeps=keeps_gradients)
     mean = kronecker.mean()
     chosen = AUTO_DAMPING * mean if damping == "auto" else float(damping)
     report = {
