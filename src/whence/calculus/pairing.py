@@ -407,7 +407,9 @@ def terms(
     small, values, turned = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
     total = float((matrix.double() ** 2).sum())
     left_out = (total - (values.double() ** 2).cumsum(0)).clamp_min(0)
-    errors = (left_out / max(total, 1e-300)).sqrt()
+    # A difference of squares tells no error below the root of the rounding of its terms.
+    least = torch.finfo(matrix.dtype).eps ** 0.5
+    errors = (left_out / max(total, 1e-300)).sqrt().clamp_min(least)
     enough = torch.nonzero(errors <= tolerance)
     count = min(most, int(enough[0, 0]) + 1 if len(enough) else most)
     u = (basis @ small[:, :count]) * values[:count] / rows[:, None]
