@@ -17,6 +17,7 @@ from whence.calculus.gradients import gradients, output_hessians
 from whence.calculus.kronecker import Basis, Kronecker, KroneckerBlock, Plan, fit_kronecker
 from whence.calculus.products import CurvatureMatrix, decay_diagonal
 from whence.core.problem import Problem
+from whence.curvature.ekfac import EKFAC
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
@@ -422,3 +423,18 @@ def test_directions_without_any_curvature_are_left_out():
     solved = fitted(problem).solve(torch.eye(3).double(), (0.0,))
     assert bool(solved.isfinite().all())
     assert_allclose(solved[1], 0, atol=1e-12)
+
+
+# ------------------------------------------------------------------ each gradient against itself
+
+
+@pytest.mark.parametrize(
+    "case", ["mlp", "mlp_untrained", "conv", "tokens", "tied", "class_weighted"]
+)
+def test_self_products_are_those_of_solved_gradients(case):
+    problem = problems.ALL[case]().problem
+    ihvp = EKFAC(damping=0.01).fit(problem)
+    batch = problem.batch(torch.arange(len(problem)))
+    rows = gradients(problem, batch)
+    expected = (rows * ihvp.solve(rows).vectors).sum(1)
+    torch.testing.assert_close(ihvp.self_pair(batch), expected, rtol=1e-9, atol=1e-14)

@@ -151,6 +151,24 @@ class Kronecker:
         solved = [b.back(b.rotate(m) * b.weights(damping, scale)) for b, m, damping in parts]
         return self.structure.scatter(self.problem, solved)
 
+    def self_products(self, batch: Batch, dampings: Sequence[float], scale: float = 1.0) -> Tensor:
+        """(B,) grad loss_i^T H^-1 grad loss_i, without the gradients being written out.
+
+        Args:
+            batch: B training examples.
+            dampings: as for `solve`.
+            scale: as for `solve`.
+        """
+        size = batch_size(self.problem, self.structure)
+        found: list[Tensor] = []
+        for positions in batch.positions.split(size):
+            some = self.problem.batch(positions)
+            watched = self.structure.watch(self.problem, some.inputs, len(some))
+            parts = zip(self.blocks, loss_factors(watched, some), dampings, strict=True)
+            own = [lengths(b, pair, b.weights(d, scale)) for b, pair, d in parts]
+            found.append(torch.stack(own).sum(0))
+        return torch.cat(found)
+
 
 # ------------------------------------------------------------------ making it
 
@@ -431,6 +449,21 @@ def squares(block: KroneckerBlock, factors: Sequence[Factors]) -> Tensor:
         return torch.stack(parts).sum(0)
     parts = [(rotated(block, dense(left, r), r) ** 2).sum(0) for left, r in factors]
     return torch.stack(parts).sum(0)
+
+
+def lengths(block: KroneckerBlock, factors: Factors, weights: Tensor) -> Tensor:
+    """(B,) sum_jk weights_jk (U_L^T G U_R)_jk^2 for the gradient of each example.
+
+    Args:
+        block: with its bases.
+        factors: of the gradients.
+        weights: (G, rows, columns).
+    """
+    left, right = dense(*factors), factors[1]
+    if right.shape[2] == 1:
+        l2, r2 = _squared(block.left, left, right), _squared(block.right, right, right)
+        return ((l2 @ weights) * r2).sum((0, 2))
+    return (rotated(block, left, right) ** 2 * weights).sum((1, 2, 3))
 
 
 def _squared(basis: Basis, factor: Left, like: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from whence.calculus.products import (
     example_pull,
     objective_gradient,
 )
+from whence.core.batches import Batch
 from whence.core.problem import Problem, Queries
 from whence.errors import BadArgument, NegativeCurvature, Unsupported
 from whence.numerics.linalg import LowRank, Preconditioner, Product, block_cg
@@ -164,6 +165,15 @@ class IHVP(ABC):
         del queries, slopes
         return None
 
+    def self_pair(self, batch: Batch) -> Tensor | None:
+        """(B,) grad loss_i^T (H + damping I)^-1 grad loss_i, where there is a short cut; or None.
+
+        Args:
+            batch: B training examples.
+        """
+        del batch
+        return None
+
     def solve_changed(self, vectors: Tensor, *, data_factor: float, change: Product) -> Solution:
         """(data_factor H_data + hess r + damping I + change)^-1 v: the matrix of changed data.
 
@@ -221,6 +231,10 @@ class KroneckerIHVP(IHVP):
         if self.kept is None:
             return super().optimum(problem)
         return self.kept.gradient(problem, self.kronecker.structure), self.kept.pull(problem)
+
+    def self_pair(self, batch: Batch) -> Tensor:
+        """Each gradient against itself, from its factors."""
+        return self.kronecker.self_products(batch, self.dampings, self.data_scale)
 
     def pair(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
         """Scores from the factors of the gradients; see `whence.calculus.pairing`."""

@@ -283,9 +283,11 @@ class FittedInfluence(Fitted):
         def rows(batch: Batch) -> Tensor:
             if self.is_newton or self.change == "finite":
                 return self.own_change(batch, self.left_out(batch)[0])[None]
+            mean = self._own_removal.solved_mean
+            if mean is None and (found := self.ihvp.self_pair(batch)) is not None:
+                return (found * batch.weights)[None] / len(problem)
             slopes = gradients(problem, batch)
             own = self._leverage(slopes[:, None])[:, 0, 0] * batch.weights
-            mean = self._own_removal.solved_mean
             return (own if mean is None else own - slopes @ mean[0])[None] / len(problem)
 
         return stream(problem, rows, queries=1, size=jacobian_batch(problem))[0]
