@@ -256,14 +256,21 @@ def test_a_loss_that_is_flat_at_most_examples_is_not_refused():
 
 
 def test_many_outputs_of_an_unknown_loss_are_refused_with_their_number():
-    def squared(outputs: Tensor, targets: Tensor) -> Tensor:
-        return ((outputs - targets) ** 2).sum(1)
+    def coupled(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).sum(1) ** 2
 
-    problem = given(random(4, 101), random(4, 101, seed=2), squared)
+    problem = given(random(4, 101), random(4, 101, seed=2), coupled)
     with pytest.raises(Unsupported, match="101 outputs"):
         Fisher("sampled").check(problem)
     Fisher("empirical").check(problem)
-    Fisher("sampled").check(given(random(4, 100), random(4, 100, seed=2), squared))
+    Fisher("sampled").check(given(random(4, 100), random(4, 100, seed=2), coupled))
+
+
+@pytest.mark.parametrize("loss", ["mse", "smooth_epsilon_insensitive:0.1:0.2"])
+def test_many_predicted_numbers_are_not_refused(loss):
+    problem = given(random(4, 7, 20), random(4, 7, 20, seed=2), loss)
+    assert_allclose(second_moments(problem, Fisher("expected")), bends(problem), atol=1e-12)
+    assert_means(draws(problem, Fisher("sampled", draws=1000)), bends(problem))
 
 
 def test_many_classes_are_not_refused():

@@ -16,7 +16,8 @@ is G. Three choices:
     empirical   the gradient of the loss itself: G only where the model fits the labels' noise
 
 For cross-entropy M = diag(sqrt p) - p sqrt(p)^T, at every position by itself, so that sequences
-need no more than a few backward passes. Other losses with few outputs take the root of S_i.
+need no more than a few backward passes. Losses that treat predicted numbers one by one, such as the
+squared error, have a diagonal S_i. Others take the root of S_i, and need few outputs.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ FisherName = Literal["expected", "sampled", "empirical"]
 
 MOST_OUTPUTS = 100
 """Up to so many outputs each has a backward pass of its own where slopes are expected ones; above,
-the root of S_i is taken only where it has a closed form."""
+S_i has to be diagonal, or of a form that is known."""
 
 _NEGATIVE = 1e-4
 """Share of its largest eigenvalue by which an output Hessian may be negative, as by rounding."""
@@ -77,15 +78,6 @@ class Fisher:
             )
         if self.kind == "empirical":
             return
-        if problem.loss.task != "classes" and problem.output_size > MOST_OUTPUTS:
-            raise Unsupported(
-                found=f"The loss {problem.loss.name!r} on {problem.output_size:,} outputs per "
-                "example: whence does not know how to sample its labels.",
-                why="The Fisher information needs a root of the loss's Hessian with respect to "
-                f"the outputs; above {MOST_OUTPUTS} outputs that takes a closed form.",
-                remedy='Use loss="cross_entropy" with outputs (B, C, positions) and targets '
-                '(B, positions), or fisher="empirical".',
-            )
         count = min(_LOOKED_AT, len(problem), problem.batch_size())
         few = problem.batch(torch.linspace(0, len(problem) - 1, count).long())
         with torch.no_grad():
@@ -148,14 +140,53 @@ def _root(problem: Problem, batch: Batch, values: Tensor) -> Callable[[Tensor], 
         counted = cast("Tensor", batch.targets) != IGNORED
         half = chance.sqrt() * counted.reshape(len(batch), 1, *values.shape[2:])
         return lambda e: half * e - chance * (half * e).sum(1, keepdim=True)
-    bend = output_hessians(problem, batch, values=values)
-    found, basis = torch.linalg.eigh(bend)
-    if bool((found[:, 0] < -_NEGATIVE * found[:, -1].abs()).any()):
+    count = values[0].numel()
+    if count > 1 and (bend := _diagonal(problem, batch, values)) is not None:
+        _refuse_negative(problem, float(bend.min()), float(bend.abs().max()))
+        return lambda e: bend.clamp_min(0).sqrt() * e.reshape(len(e), -1)
+    if count > MOST_OUTPUTS:
+        raise Unsupported(
+            found=f"The loss {problem.loss.name!r} on {count:,} outputs per example: whence does "
+            "not know how to sample its labels.",
+            why="The Fisher information needs a root of the loss's Hessian with respect to the "
+            f"outputs; above {MOST_OUTPUTS} outputs that takes a closed form.",
+            remedy='Use loss="cross_entropy" with outputs (B, C, positions) and targets '
+            '(B, positions), or fisher="empirical".',
+        )
+    bends = output_hessians(problem, batch, values=values)
+    found, basis = torch.linalg.eigh(bends)
+    _refuse_negative(problem, float(found.min()), float(found.abs().max()))
+    half = basis * found.clamp_min(0).sqrt()[:, None]
+    return lambda e: torch.einsum("bcd,bd->bc", half, e.reshape(len(e), -1))
+
+
+def _diagonal(problem: Problem, batch: Batch, values: Tensor) -> Tensor | None:
+    """(B, C) diagonal of the output Hessians where they are diagonal, else None.
+
+    A diagonal matrix times any vector is its row sums times that vector, entry by entry. Another
+    matrix fails this on random signs with probability one half for each pair that it couples.
+    """
+    leaf = values.detach().requires_grad_(True)
+    losses = problem.loss(leaf, cast("Tensor", batch.targets))
+    (slopes,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True, materialize_grads=True)
+    if not slopes.requires_grad:  # a loss that is linear in the outputs
+        return torch.zeros_like(slopes).reshape(len(batch), -1)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(slopes.shape, generator=generator, dtype=torch.float64).to(slopes)
+    sums, found = (
+        torch.autograd.grad(slopes, leaf, along, retain_graph=True, materialize_grads=True)[0]
+        for along in (torch.ones_like(slopes), probe)
+    )
+    gap = (found - sums * probe).norm()
+    is_diagonal = bool(gap <= 1e3 * torch.finfo(values.dtype).eps * found.norm())
+    return sums.reshape(len(batch), -1) if is_diagonal else None
+
+
+def _refuse_negative(problem: Problem, smallest: float, largest: float) -> None:
+    if smallest < -_NEGATIVE * largest:
         raise NegativeCurvature(
             found=f"The loss {problem.loss.name!r} bends downwards in the outputs: the smallest "
-            f"eigenvalue of an output Hessian is {float(found.min()):.2g}.",
+            f"eigenvalue of an output Hessian is {smallest:.2g}.",
             why="It is then no Fisher information, which is never negative.",
             remedy='Use fisher="empirical", or curvature="exact" or "cg".',
         )
-    half = basis * found.clamp_min(0).sqrt()[:, None]
-    return lambda e: torch.einsum("bcd,bd->bc", half, e.reshape(len(e), -1))
