@@ -79,10 +79,14 @@ def main() -> None:
         return
     name = "short" if arguments.short else arguments.work
     path = arguments.out / "ekfac_speed.json"
-    results = json.loads(path.read_text()) if path.is_file() else {}
-    results[name] = measure(name, arguments.only, results.get(name, {}))
+    found = measure(name, arguments.only, read(path).get(name, {}))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(read(path) | {name: found}, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results so far, by work."""
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def parse() -> argparse.Namespace:
