@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from whence.sections import Section
     from whence.uses.comparison import Comparison, Views, compare
     from whence.uses.components import Components, components
+    from whence.uses.damping import DampingScan, scan_damping
     from whence.uses.flipping import Flip, smallest_flip
     from whence.uses.mislabels import Mislabels, find_mislabels
     from whence.uses.mismatch import Mismatch, find_mismatch
@@ -82,6 +83,8 @@ _HOMES = {
     "Section": "whence.sections",
     "components": "whence.uses.components",
     "Components": "whence.uses.components",
+    "scan_damping": "whence.uses.damping",
+    "DampingScan": "whence.uses.damping",
     "Views": "whence.uses.comparison",
     "compare": "whence.uses.comparison",
     "Comparison": "whence.uses.comparison",
@@ -115,6 +118,7 @@ __all__ = [
     "Comparison",
     "Components",
     "Contrast",
+    "DampingScan",
     "Diagonal",
     "Dual",
     "Effect",
@@ -156,6 +160,7 @@ __all__ = [
     "relabel",
     "remove",
     "replace",
+    "scan_damping",
     "smallest_flip",
     "upweight",
     "verify",

@@ -16,6 +16,7 @@ from whence.report import render
 from whence.store import Run
 from whence.uses.comparison import compare
 from whence.uses.components import components
+from whence.uses.damping import scan_damping
 from whence.uses.flipping import smallest_flip
 from whence.uses.mislabels import find_mislabels
 from whence.uses.mismatch import find_mismatch
@@ -68,6 +69,10 @@ USES: dict[str, tuple[str, Callable[..., object]]] = {
         lambda p, q: compare(p, load_problem("train.py:other"), q, k=4),
     ),
     "components": ("--query train.py:one", lambda p, q: components(p, (q[0][:1], q[1][:1]))),
+    "damping": (
+        "--query train.py:queries --damping 0.01 --damping 0.1",
+        lambda p, q: scan_damping(p, q, (0.01, 0.1)),
+    ),
     "schools": (
         "--query train.py:queries --position 2 --no-captum",
         lambda p, q: other_schools(p, q, position=2, regions=None),

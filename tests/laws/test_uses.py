@@ -25,6 +25,7 @@ from whence.sections import Section
 from whence.uses.base import Result
 from whence.uses.comparison import compare
 from whence.uses.components import components
+from whence.uses.damping import scan_damping
 from whence.uses.flipping import smallest_flip
 from whence.uses.mislabels import find_mislabels
 from whence.uses.mismatch import find_mismatch
@@ -129,6 +130,7 @@ ITERATED = 1e-5
 USES: dict[str, Use] = {
     "compare": Use(compare, two_classes, arguments=two_problems),
     "components": Use(components, three_classes),
+    "scan_damping": Use(scan_damping, three_classes, {"dampings": (0.01, 0.1)}, tolerance=SINGLE),
     "find_mislabels": Use(find_mislabels, three_classes, arguments=problem_alone),
     "find_mislabels, tested": Use(
         find_mislabels, two_classes, {"truth": WRONG}, arguments=problem_alone

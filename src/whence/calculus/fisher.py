@@ -31,7 +31,7 @@ from whence.calculus.gradients import output_hessians, residuals
 from whence.core.batches import Batch
 from whence.core.losses import IGNORED
 from whence.core.problem import Problem
-from whence.errors import BadArgument, NegativeCurvature, Unsupported
+from whence.errors import BadArgument, NegativeCurvature, NonFinite, Unsupported
 from whence.numerics.draws import Words, keys, signs
 
 FisherName = Literal["expected", "sampled", "empirical"]
@@ -69,13 +69,7 @@ class Fisher:
             Unsupported: many outputs and no closed form, or no curvature at all.
             BadArgument: an unknown kind.
         """
-        if self.kind not in ("expected", "sampled", "empirical") or self.draws < 1:
-            raise BadArgument(
-                found=f"fisher={self.kind!r}, draws={self.draws}.",
-                why='The Fisher information is "expected", "sampled" or "empirical", from one draw '
-                "or more.",
-                remedy='Leave it out, or give fisher="sampled".',
-            )
+        self.check_kind()
         if self.kind == "empirical":
             return
         count = min(_LOOKED_AT, len(problem), problem.batch_size())
@@ -90,6 +84,16 @@ class Fisher:
                 remedy='Use a smooth loss, such as "smooth_hinge:0.001", or fisher="empirical".',
             )
 
+    def check_kind(self) -> None:
+        """Refuses a choice that does not exist."""
+        if self.kind not in ("expected", "sampled", "empirical") or self.draws < 1:
+            raise BadArgument(
+                found=f"fisher={self.kind!r}, draws={self.draws}.",
+                why='The Fisher information is "expected", "sampled" or "empirical", from one draw '
+                "or more.",
+                remedy='Leave it out, or give fisher="sampled".',
+            )
+
     def slopes(self, problem: Problem, batch: Batch, values: Tensor) -> Iterator[Tensor]:
         """Each (B, C): outputs flattened, base weights in; r r^T summed over them is b_i S_i.
 
@@ -100,12 +104,22 @@ class Fisher:
 
         Raises:
             NegativeCurvature: a loss that is not convex in the outputs.
+            NonFinite: an output is not a number.
+            Unsupported: many outputs and no closed form.
         """
         root = batch.weights.sqrt()[:, None]
         if self.kind == "empirical":
             yield residuals(problem, batch, values=values) * root
             return
         values = values.detach()
+        if not bool(values.isfinite().all()):
+            row = int(torch.nonzero(~values.isfinite().reshape(len(values), -1).all(1))[0, 0])
+            raise NonFinite(
+                found="An output of the model for training example "
+                f"{problem.data.ids[int(batch.positions[row])]} is NaN or infinite.",
+                why="The curvature of its loss is not a number.",
+                remedy="Look for overflow or square roots at zero in the model.",
+            )
         times = _root(problem, batch, values)
         key = keys(problem.data.ids[batch.positions.numpy()])
         for vectors in self._vectors(values, key, problem.loss.task == "classes"):

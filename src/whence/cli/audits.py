@@ -105,6 +105,27 @@ def components(asked: Asked) -> "Result":
 
 
 @use(
+    "whence damping train.py:problem --query queries.npz",
+    "whence damping train.py:problem --query queries.npz --damping 1e-4 --damping 1e-2",
+    heading=HEADING,
+)
+@query_option
+@click.option(
+    "--damping", "dampings", type=float, multiple=True, help="Look at this one; may be repeated."
+)
+@measurement_option
+@method_option
+def damping(asked: Asked, dampings: tuple[float, ...]) -> "Result":
+    """How much the effects depend on the damping, from one fit.
+
+    By default a hundredth to a hundred times the damping of the method, which is ekfac.
+    """
+    from whence.uses.damping import scan_damping
+
+    return scan_damping(asked.problem, asked.queries, dampings or None, **asked.options)
+
+
+@use(
     "whence schools train.py:problem --query queries.npz --position 0",
     heading=HEADING,
 )
@@ -128,4 +149,4 @@ def schools(asked: Asked, no_captum: bool, **options: Any) -> "Result":
     return other_schools(asked.problem, asked.queries, **given(**options), **looks, **asked.options)
 
 
-COMMANDS = (mislabels, mismatch, compare, components, schools)
+COMMANDS = (mislabels, mismatch, compare, components, damping, schools)

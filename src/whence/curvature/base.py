@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -132,6 +132,19 @@ class IHVP(ABC):
             NumericsError: the solve failed; the message says by how much and what to change.
         """
 
+    def damped(self, damping: float) -> "IHVP":
+        """The same matrix with another damping, without fitting it again.
+
+        Raises:
+            Unsupported: what was fitted depends on the damping.
+        """
+        del damping
+        raise Unsupported(
+            found=f"{type(self).__name__} cannot change its damping.",
+            why="It keeps no eigenvalues to which another one could be added.",
+            remedy="Fit again with damping=..., or use curvature='ekfac', 'exact' or 'refined'.",
+        )
+
     def leverage(self, jacobians: Tensor) -> Tensor:
         """K_b = J_b (H + damping I)^-1 J_b^T for each example.
 
@@ -221,6 +234,11 @@ class KroneckerIHVP(IHVP):
     def report(self) -> Mapping[str, Any]:
         """What the fit has chosen and measured."""
         return self.facts
+
+    def damped(self, damping: float) -> "KroneckerIHVP":
+        """The same bases and eigenvalues with another damping."""
+        dampings = (damping,) * len(self.dampings)
+        return replace(self, dampings=dampings, facts={**self.facts, "damping": damping})
 
     def solve(self, vectors: Tensor) -> Solution:
         """The damped inverse of each layer's matrix times its part of each vector."""

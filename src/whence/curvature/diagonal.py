@@ -8,14 +8,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from whence.calculus.fisher import MOST_OUTPUTS, Fisher, FisherName
 from whence.calculus.gradients import jacobian_batch, jacobians, output_hessians
+from whence.calculus.kronecker import Basis, KroneckerBlock, batch_size, squares
+from whence.calculus.layers import Block, structure_of
 from whence.calculus.products import CurvatureMatrix, decay_diagonal, hessian_is_ggn
 from whence.core.problem import Problem
-from whence.curvature.base import AUTO_DAMPING, IHVP, Curvature, Solution, largest_residual
-from whence.errors import BadArgument, NegativeCurvature, NonFinite, Unsupported
-
-MOST_OUTPUTS = 100
-"""Outputs of an example at the most: each is a Jacobian row (P,) of its own."""
+from whence.curvature.base import (
+    AUTO_DAMPING,
+    IHVP,
+    Curvature,
+    Solution,
+    largest_residual,
+    make_plan,
+)
+from whence.errors import BadArgument, NegativeCurvature, NonFinite
+from whence.progress import track
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,8 @@ class Diagonal(Curvature):
         diag(H)_p = (s/N) sum_i b_i sum_cd J_i[c, p] S_i[c, d] J_i[d, p] + d^2 r / d theta_p^2
 
     H is the Gauss-Newton matrix, J_i the output Jacobian (C, P) of example i, S_i the Hessian of
-    its loss with respect to its outputs, b_i its base weight. The diagonal is exact; that
+    its loss with respect to its outputs, b_i its base weight. It is the sum of squared gradients
+    under the Fisher information (`whence.calculus.fisher`), and exact where that is expected; that
     parameters act together is what it leaves out, and the residual of each solve says how much
     that matters.
 
@@ -33,12 +42,16 @@ class Diagonal(Curvature):
         damping: added to every entry; "auto" is 0 where the Hessian equals the Gauss-Newton matrix
             (linear models), else a tenth of the mean entry. With a damping of zero entries that are
             zero are left out, and counted.
+        fisher: "expected", "sampled" or "empirical"; "auto" is expected where N times the outputs
+            of an example is at most 20,000.
+        seed: of the signs where it is sampled.
 
     Raises:
-        Unsupported: on fitting, an example has more than 100 outputs.
+        Unsupported: on fitting, a loss with more than 100 outputs whose Fisher information has no
+            form that whence knows.
 
-    Cost: N Jacobians (C, P) and N C^2 P multiplications, P numbers; for K vectors one product, for
-    the residual.
+    Cost: a forward pass and, expected, a backward pass for each output of an example, sampled, one
+    alone; P numbers; for K vectors one product, for the residual.
 
     Source: Becker & LeCun 1988, "Improving the convergence of back-propagation learning with second
     order methods" (cited from memory).
@@ -52,20 +65,22 @@ class Diagonal(Curvature):
     """
 
     damping: float | Literal["auto"] = "auto"
+    fisher: FisherName | Literal["auto"] = "auto"
+    seed: int = 0
 
     def fit(self, problem: Problem, *, data_scale: float = 1.0) -> "DiagonalIHVP":
-        """Collects the squares of all Jacobians.
+        """Collects the squares of all gradients.
 
         Raises:
-            BadArgument: a damping below zero.
-            Unsupported: an example has more than 100 outputs.
+            BadArgument: a damping below zero, or an unknown `fisher`.
+            Unsupported: many outputs, and a loss whose Fisher information is not known.
             NegativeCurvature: an entry with its damping is negative.
             NonFinite: an entry is not a number.
         """
-        self._check(problem)
+        fisher = self._checked(problem)
         is_linear = hessian_is_ggn(problem)
         matrix = CurvatureMatrix(problem, "ggn", data_scale)
-        diagonal = data_scale * _data_diagonal(problem) + _decay(matrix)
+        diagonal = data_scale * _data_diagonal(problem, fisher) + _decay(matrix)
         _refuse_non_finite(diagonal)
         damping = self.damping
         if damping == "auto":
@@ -82,6 +97,7 @@ class Diagonal(Curvature):
             "curvature": "diagonal",
             "matrix": "hessian" if is_linear else "ggn",
             "matrix_reason": _REASONS[is_linear],
+            "fisher": fisher.kind,
             "damping": float(damping),
             "smallest_entry": smallest,
             "largest_entry": float(diagonal.max()),
@@ -89,19 +105,17 @@ class Diagonal(Curvature):
         }
         return DiagonalIHVP(matrix, diagonal, float(damping), report)
 
-    def _check(self, problem: Problem) -> None:
+    def _checked(self, problem: Problem) -> Fisher:
+        """The slopes whose squared gradients are summed."""
         if self.damping != "auto" and not (self.damping >= 0 and isfinite(self.damping)):
             raise BadArgument(
                 found=f"{self}.",
                 why="Damping is added to every entry; a negative one can make it zero.",
                 remedy='Give a damping of zero or more, or "auto".',
             )
-        if problem.output_size > MOST_OUTPUTS:
-            raise Unsupported(
-                found=f"An example has {problem.output_size:,} outputs, more than {MOST_OUTPUTS}.",
-                why="The exact diagonal takes a derivative of every one of them.",
-                remedy='Use curvature="nystrom" or "cg", which need products only.',
-            )
+        fisher = make_plan(problem, self.fisher, 0.0, seed=self.seed, is_corrected=True).fisher
+        fisher.check_kind()
+        return fisher
 
 
 _REASONS = {
@@ -149,14 +163,41 @@ class DiagonalIHVP(IHVP):
         return torch.where(entries == 0, 0.0, 1 / entries)
 
 
-def _data_diagonal(problem: Problem) -> Tensor:
+def _data_diagonal(problem: Problem, fisher: Fisher) -> Tensor:
     """(P,) float64 (1/N) sum_i b_i diag(J_i^T S_i J_i)."""
+    try:
+        return _squared_gradients(problem, fisher)
+    except NegativeCurvature:  # a loss that is not convex in the outputs: S_i has no root
+        if problem.output_size > MOST_OUTPUTS:
+            raise
     total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
     for batch in problem.batches(jacobian_batch(problem)):
         jac = jacobians(problem, batch)  # (B, C, P)
         bend = output_hessians(problem, batch) * batch.weights[:, None, None]
         total += (jac * (bend @ jac)).sum((0, 1)).double()
     return total / len(problem)
+
+
+def _squared_gradients(problem: Problem, fisher: Fisher) -> Tensor:
+    """(P,) float64 mean of squared gradients under the Fisher information, from their factors."""
+    structure = structure_of(problem)
+    places = [_coordinates(block) for block in structure.blocks]
+    size = batch_size(problem, structure)
+    for batch in track(problem.batches(size), "Squaring", total=-(-len(problem) // size)):
+        watched = structure.watch(problem, batch.inputs, len(batch))
+        slopes = list(fisher.slopes(problem, batch, watched.outputs))
+        ends = [place == len(slopes) for place in range(1, len(slopes) + 1)]
+        pairs = zip(slopes, ends, strict=True)
+        by_slope = [watched.factors(slope, is_last=end) for slope, end in pairs]
+        for place, factors in zip(places, zip(*by_slope, strict=True), strict=True):
+            place.values.add_(squares(place, factors))
+    return structure.scatter(problem, [place.values[None] for place in places])[0] / len(problem)
+
+
+def _coordinates(block: Block) -> KroneckerBlock:
+    """A block whose bases are the coordinates, with room for what is squared along them."""
+    values = torch.zeros(block.groups, block.rows, block.columns, dtype=torch.float64)
+    return KroneckerBlock(Basis(None, values[:, :, 0]), Basis(None, values[:, 0]), values, 0.0)
 
 
 def _decay(matrix: CurvatureMatrix) -> Tensor:

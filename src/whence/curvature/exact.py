@@ -124,6 +124,21 @@ class ExactIHVP(IHVP):
         """What the fit has chosen and measured."""
         return self.facts
 
+    def damped(self, damping: float) -> "ExactIHVP":
+        """The same eigenvalues with another damping.
+
+        Raises:
+            NegativeCurvature: an eigenvalue stays negative with it.
+        """
+        if not self.eigen.smallest + damping > 0:
+            raise NegativeCurvature(
+                found=f"The smallest eigenvalue is {self.eigen.smallest:.3g}, damping "
+                f"{damping:.3g}.",
+                why="At a saddle the response to a removal is not a minimum of anything.",
+                remedy=f"Give a damping above {-self.eigen.smallest:.3g}.",
+            )
+        return replace(self, damping=damping, facts={**self.facts, "damping": damping})
+
     def solve(self, vectors: Tensor) -> Solution:
         """The damped inverse times each vector, null directions left out, with its residual."""
         wide = vectors.double()

@@ -1,7 +1,7 @@
 """Conjugate gradients on the Gauss-Newton matrix, with EK-FAC as their preconditioner."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -107,6 +107,11 @@ class RefinedIHVP(IHVP):
     def report(self) -> Mapping[str, Any]:
         """What the fit has chosen and measured."""
         return self.facts
+
+    def damped(self, damping: float) -> "RefinedIHVP":
+        """The same matrix and preconditioner with another damping."""
+        facts = {**self.facts, "damping": damping}
+        return replace(self, inner=self.inner.damped(damping), facts=facts)
 
     def solve(self, vectors: Tensor) -> Solution:
         """Solves for all vectors together, until the true residual of each is small enough."""

@@ -187,6 +187,21 @@ class FittedInfluence(Fitted):
         report = merge_reports(self.report, solution.report, facts)
         return replace(self, report=report, correction=Correction(self.problem, step))
 
+    def damped(self, damping: float) -> "FittedInfluence":
+        """The same fit with another damping, where the curvature can change it.
+
+        Raises:
+            Unsupported: it cannot, or a correction was made with the old damping.
+        """
+        if self.correction is not None:
+            raise Unsupported(
+                found="Another damping was asked of Influence(correct_nonconvergence=True).",
+                why="The correction was solved for with the damping of the fit.",
+                remedy="Fit again with the other damping.",
+            )
+        report = {**self.report, "damping": damping}
+        return replace(self, report=report, ihvp=self.ihvp.damped(damping))
+
     def scores(self, queries: object, measurement: MeasurementLike = None) -> Scores:
         """Effects of every training example on every query; see `Fitted.scores`."""
         started = time.monotonic()
