@@ -476,7 +476,7 @@ class _Walk:
                 now = replace(now, follower=now.follower.renewed(now.problem))
             gain, best = abs(actual[-1]), max(map(abs, actual))
             if gain < _NEGLIGIBLE * best:
-                ending = "almost every number is at the edge of the box"
+                ending = "steps bring next to nothing any more"
                 break
             left = self.attack.iterations - tried
             has_crossed = tried * self.step >= self.box  # until then steps may bring more again
