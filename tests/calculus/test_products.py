@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from torch import Tensor
 
 import problems
+from networks import NETWORKS
 from oracles import central_difference
 from problems import ALL, CONVEX, DEEP
 from whence.calculus.gradients import jacobians, output_hessians
@@ -170,3 +171,9 @@ def test_the_slow_way_and_the_fast_way_agree(kind):
     expected = CurvatureMatrix(fast, kind)(v)
     assert_allclose(CurvatureMatrix(slow, kind)(v), expected, atol=1e-12)
     assert_allclose(v @ CurvatureMatrix(slow, kind).dense(), expected, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_model_without_second_derivatives_is_not_linear():
+    """Fused attention has none on some machines; elsewhere the comparison finds the same."""
+    assert not hessian_is_ggn(NETWORKS["tied language model"]())
