@@ -8,8 +8,10 @@ from numpy.testing import assert_allclose
 from torch import Tensor
 
 import problems
+from networks import NETWORKS
 from problems import ALL
 from whence.adapters import make_problem
+from whence.calculus.gradients import gradients
 from whence.calculus.products import CurvatureMatrix
 from whence.core.problem import Problem
 from whence.curvature.diagonal import Diagonal
@@ -117,6 +119,60 @@ def test_newton_removals_are_not_offered():
         Influence("diagonal", removal="newton").fit(problem)
 
 
+# ------------------------------------------------------------------ the Fisher information
+
+
+KINDS = [
+    *("groups", "conv3d", "transposed", "layer norm", "batch norm", "own rms norm", "added"),
+    *("a slice of a weight", "shared", "unrolled", "lstm", "attention", "padding", "frozen"),
+    *("tied language model", "in two unlike ways"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", KINDS)
+def test_the_diagonal_of_networks_of_every_kind_is_that_of_the_dense_matrix(name):
+    problem = NETWORKS[name]()
+    fitted = Diagonal(damping=0.1, fisher="expected").fit(problem)
+    assert fitted.report["fisher"] == "expected"
+    expected = dense(problem)
+    assert_allclose(fitted.diagonal, expected, rtol=1e-8, atol=1e-10 * float(expected.max()))
+
+
+def test_many_classes_have_no_limit():
+    model = torch.nn.Linear(3, 150).double().eval()
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double()
+    problem = make_problem(model, (x, torch.arange(20)), loss="cross_entropy", weight_decay=0.1)
+    assert_allclose(Diagonal(damping=0.1).fit(problem).diagonal, dense(problem), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["multinomial", "conv"])
+def test_the_sampled_diagonal_has_the_expected_mean(name):
+    """60 seeds, five standard errors."""
+    problem = ALL[name]().problem
+    draws = torch.stack(
+        [Diagonal(0.1, fisher="sampled", seed=seed).fit(problem).diagonal for seed in range(60)]
+    )
+    spread = draws.std(0) / len(draws) ** 0.5
+    assert bool(((draws.mean(0) - dense(problem)).abs() <= 5 * spread + 1e-12).all())
+    assert Diagonal(0.1, fisher="sampled").fit(problem).report["fisher"] == "sampled"
+
+
+def test_the_empirical_diagonal_is_made_of_squared_gradients():
+    problem = problems.class_weighted().problem
+    batch = problem.batch(torch.arange(len(problem)))
+    rows = gradients(problem, batch)
+    expected = (rows**2 * batch.weights[:, None]).mean(0) + 0.05
+    assert_allclose(Diagonal(0.1, fisher="empirical").fit(problem).diagonal, expected, rtol=1e-10)
+
+
+def test_a_loss_without_curvature_leaves_the_decay():
+    x = torch.linspace(-2, 2, 10, dtype=torch.float64)[:, None]
+    model = torch.nn.Linear(1, 1).double().eval()
+    problem = make_problem(model, (x, x.sign()[:, 0]), loss="hinge", weight_decay=0.3)
+    assert_allclose(Diagonal(damping=0.0).fit(problem).diagonal, [0.3, 0.3])
+
+
 # ------------------------------------------------------------------ errors
 
 
@@ -126,13 +182,17 @@ def test_a_damping_that_is_none_is_refused(damping):
         Diagonal(damping=damping).fit(problems.ridge().problem)
 
 
-def test_too_many_outputs_are_refused_with_what_to_take_instead():
+def test_many_outputs_of_an_unknown_loss_are_refused_with_their_number():
+    def coupled(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.logsumexp(1) - outputs[:, 0] * targets
+
     model = torch.nn.Linear(2, 101).double().eval()
-    data = torch.ones(3, 2).double(), torch.arange(3)
-    problem = make_problem(model, data, loss="cross_entropy", weight_decay=0.1)
-    with pytest.raises(Unsupported, match="101 outputs") as refused:
+    data = torch.ones(3, 2).double(), torch.ones(3).double()
+    problem = make_problem(model, data, loss=coupled, weight_decay=0.1)
+    with pytest.raises(Unsupported, match="101 outputs"):
         Diagonal().fit(problem)
-    assert "nystrom" in refused.value.remedy
+    with pytest.raises(BadArgument, match="monte_carlo"):
+        Diagonal(fisher="monte_carlo").fit(problem)
 
 
 def test_a_negative_entry_is_refused_unless_damping_makes_up_for_it():
@@ -153,5 +213,5 @@ def test_a_negative_entry_is_refused_unless_damping_makes_up_for_it():
 def test_a_model_that_is_not_a_number_is_refused():
     problem = problems.multinomial().problem
     broken = replace(problem, parameters=problem.parameters * torch.nan)
-    with pytest.raises(NonFinite, match="15 entries"):
+    with pytest.raises(NonFinite, match="example 0 is NaN"):
         Diagonal().fit(broken)
