@@ -21,7 +21,7 @@ from whence.calculus.kronecker import (
     fit_kronecker,
     loss_factors,
 )
-from whence.calculus.layers import Structure
+from whence.calculus.layers import Structure, structure_of
 from whence.calculus.pairing import KEPT_BYTES, STACK_BYTES, Pairing, kept_size
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
 from whence.calculus.watching import Factors
@@ -32,7 +32,7 @@ from whence.curvature import Curvature, make_curvature
 from whence.curvature.arnoldi import Arnoldi
 from whence.curvature.base import TRACE_PROBES, make_plan
 from whence.curvature.cg import CG
-from whence.curvature.diagonal import Diagonal
+from whence.curvature.diagonal import Diagonal, squared_gradients
 from whence.curvature.dual import Dual, dual_bytes
 from whence.curvature.ekfac import EKFAC
 from whence.curvature.exact import Exact
@@ -474,12 +474,16 @@ def _low_rank_seconds(problem: Problem, matrix: MatrixName, rank: int, queries: 
 
 
 def _diagonal(problem: Problem, recipe: Diagonal, queries: int) -> _Takes:
-    """The Jacobians of all examples, C^2 P for each, and the product of a residual."""
-    del recipe
-    operations = float(len(problem)) * problem.output_size**2 * problem.size
+    """A pass over the data for squared gradients, and the product of a residual."""
+    fisher = make_plan(problem, recipe.fisher, 0.0, seed=0, is_corrected=True).fisher
+    structure = structure_of(problem)
+    few = torch.arange(min(_TRIAL_EXAMPLES, batch_size(problem, structure)))
+    each = _seconds(lambda: squared_gradients(problem, fisher, few)) / len(few)
     return _Takes(
-        bytes=_jacobian_bytes(problem) + 2 * queries * problem.size * 8,
-        fit_seconds=_jacobian_seconds(problem) + operations / _rate(),
+        bytes=batch_size(problem, structure) * example_bytes(problem, structure)
+        + 2 * (queries + 1) * problem.size * 8
+        + _working_bytes(problem, 2 * queries),
+        fit_seconds=each * len(problem),
         scores_seconds=_product_seconds(problem, "ggn", queries),
     )
 

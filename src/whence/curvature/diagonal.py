@@ -61,7 +61,7 @@ class Diagonal(Curvature):
     >>> line = torch.nn.Linear(2, 1, bias=False).double().eval()
     >>> problem = make_problem(line, (row, one), loss="mse", weight_decay=2.0)
     >>> Diagonal().fit(problem).diagonal                                    # 2 + 2 x^2
-    tensor([20., 34.], dtype=torch.float64)
+    tensor([20.0000, 34.0000], dtype=torch.float64)
     """
 
     damping: float | Literal["auto"] = "auto"
@@ -166,7 +166,8 @@ class DiagonalIHVP(IHVP):
 def _data_diagonal(problem: Problem, fisher: Fisher) -> Tensor:
     """(P,) float64 (1/N) sum_i b_i diag(J_i^T S_i J_i)."""
     try:
-        return _squared_gradients(problem, fisher)
+        everyone = torch.arange(len(problem))
+        return squared_gradients(problem, fisher, everyone) / len(problem)
     except NegativeCurvature:  # a loss that is not convex in the outputs: S_i has no root
         if problem.output_size > MOST_OUTPUTS:
             raise
@@ -178,12 +179,19 @@ def _data_diagonal(problem: Problem, fisher: Fisher) -> Tensor:
     return total / len(problem)
 
 
-def _squared_gradients(problem: Problem, fisher: Fisher) -> Tensor:
-    """(P,) float64 mean of squared gradients under the Fisher information, from their factors."""
+def squared_gradients(problem: Problem, fisher: Fisher, positions: Tensor) -> Tensor:
+    """(P,) float64 sum of squared gradients under the Fisher information, from their factors.
+
+    Args:
+        problem: model, loss and data.
+        fisher: slopes of the outputs.
+        positions: of the examples.
+    """
     structure = structure_of(problem)
     places = [_coordinates(block) for block in structure.blocks]
     size = batch_size(problem, structure)
-    for batch in track(problem.batches(size), "Squaring", total=-(-len(problem) // size)):
+    batches = problem.batches(size, positions=positions)
+    for batch in track(batches, "Squaring gradients", total=-(-len(positions) // size)):
         watched = structure.watch(problem, batch.inputs, len(batch))
         slopes = list(fisher.slopes(problem, batch, watched.outputs))
         ends = [place == len(slopes) for place in range(1, len(slopes) + 1)]
@@ -191,7 +199,7 @@ def _squared_gradients(problem: Problem, fisher: Fisher) -> Tensor:
         by_slope = [watched.factors(slope, is_last=end) for slope, end in pairs]
         for place, factors in zip(places, zip(*by_slope, strict=True), strict=True):
             place.values.add_(squares(place, factors))
-    return structure.scatter(problem, [place.values[None] for place in places])[0] / len(problem)
+    return structure.scatter(problem, [place.values[None] for place in places])[0]
 
 
 def _coordinates(block: Block) -> KroneckerBlock:
