@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it, so that `whence --help` ans
 """
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable
 from io import TextIOWrapper
@@ -42,6 +43,9 @@ def main() -> None:
     returned, or a function that returns it. QUERIES are an .npz file with the arrays x and y, or
     file.py:name again.
     """
+    # Idle threads wait instead of spinning: where other programs run, the tour takes a third of the
+    # time. Read when numerical libraries are first loaded, which is after this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "−" shows "?", no error
