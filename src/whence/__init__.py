@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from whence.curvature.refined import Refined
     from whence.errors import WhenceError
     from whence.explanation import explain, fit
+    from whence.fits import load_fit, save_fit
     from whence.methods.influence import Influence
     from whence.report import write_report, write_sections
     from whence.sections import Section
@@ -55,6 +56,8 @@ _HOMES = {
     "Training": "whence.core.training",
     "CallableTraining": "whence.core.training",
     "fit": "whence.explanation",
+    "save_fit": "whence.fits",
+    "load_fit": "whence.fits",
     "explain": "whence.explanation",
     "Scores": "whence.core.scores",
     "Effect": "whence.core.scores",
@@ -152,6 +155,7 @@ __all__ = [
     "find_mislabels",
     "find_mismatch",
     "fit",
+    "load_fit",
     "make_problem",
     "other_schools",
     "perturb",
@@ -160,6 +164,7 @@ __all__ = [
     "relabel",
     "remove",
     "replace",
+    "save_fit",
     "scan_damping",
     "smallest_flip",
     "upweight",

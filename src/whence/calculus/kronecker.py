@@ -211,7 +211,7 @@ def fit_kronecker(
             share a forward pass with the correction of the eigenvalues where that sees all data.
         only: positions of the examples to look at, for a trial; by default `plan` decides.
     """
-    structure = _with_even_decay(problem, structure_of(problem), decay)
+    structure = with_even_decay(problem, structure_of(problem), decay)
     moments, positions, error = _moments(problem, structure, plan, only)
     decays = [float(m.mean()) for m in structure.gather(problem, decay[None])]
     found = [m.curvature(d) for m, d in zip(moments, decays, strict=True)]
@@ -235,7 +235,7 @@ def fit_kronecker(
     return Kronecker(problem, structure, tuple(found), facts)
 
 
-def _with_even_decay(problem: Problem, structure: Structure, decay: Tensor) -> Structure:
+def with_even_decay(problem: Problem, structure: Structure, decay: Tensor) -> Structure:
     """Biases that decay in another way than their weights stand in blocks of their own."""
     matrices = structure.gather(problem, decay[None])
     biases = {

@@ -304,7 +304,7 @@ def fit_layers(
         BadArgument: a negative damping, accuracy or tolerance.
         Unsupported: a loss without Fisher information, or a regulariser that is not diagonal.
     """
-    is_damped = damping == "auto" or damping >= 0
+    is_damped = damping == "auto" or 0 <= damping < float("inf")
     if not is_damped or not plan.accuracy >= 0 or not 0 <= tolerance < 1:
         raise BadArgument(
             found=f"damping={damping!r}, accuracy={plan.accuracy!r}, tolerance={tolerance!r}.",
