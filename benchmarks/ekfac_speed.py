@@ -63,7 +63,7 @@ TASKS = {
     "mlp": Task(batch=128, damping=1e-4, many=2000),
     "cnn": Task(batch=256, damping=1e-3),
     "resnet": Task(batch=128, damping=1e-3),
-    "gpt": Task(batch=16, damping=1e-3),
+    "gpt": Task(batch=32, damping=1e-3),
     "short": Task(batch=64, damping=1e-3, many=40),
 }
 SIDES = ("epoch", "kronfluence", "whence")

@@ -48,7 +48,7 @@ FIRST_ROUND = 4096
 from the moments of 2,048 differ from those of all by 96 % of their norm, as examples that were not
 looked at lie in directions of which nothing is known."""
 
-FACTOR_BYTES = 96 * 2**20
+FACTOR_BYTES = 64 * 2**20
 """Memory of the factors and activations of one batch."""
 
 
