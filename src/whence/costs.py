@@ -30,7 +30,7 @@ from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.curvature import Curvature, make_curvature
 from whence.curvature.arnoldi import Arnoldi
-from whence.curvature.base import TRACE_PROBES, make_plan
+from whence.curvature.base import AUTO_DAMPING, TRACE_PROBES, make_plan
 from whence.curvature.cg import CG
 from whence.curvature.diagonal import Diagonal, squared_gradients
 from whence.curvature.dual import Dual, dual_bytes
@@ -223,7 +223,11 @@ def _damping(curvature: Curvature | None) -> float | str:
     damping: float | str | None = getattr(curvature, "damping", None)
     if damping is None:
         return "none"
-    return "decided by the fit: 0 where it is not needed" if damping == "auto" else float(damping)
+    if damping != "auto":
+        return float(damping)
+    if isinstance(curvature, EKFAC | KFAC | Refined):
+        return "decided by the fit: a tenth of the mean eigenvalue"
+    return "decided by the fit: 0 where it is not needed"
 
 
 def _sign(measured: Measurement, unit: str) -> str:
@@ -380,7 +384,7 @@ def _layers(problem: Problem, recipe: EKFAC | KFAC, queries: int) -> _Takes:
     batch = problem.batch(_trial_positions(problem, 1))
     make = _seconds(lambda: _trial_factors(problem, structure, batch)) / len(batch)
     factors = _trial_factors(problem, structure, batch)
-    dampings = (0.1 * trial.kronecker.mean(),) * len(structure.blocks)
+    dampings = (AUTO_DAMPING * trial.kronecker.mean(),) * len(structure.blocks)
     pairing = Pairing(trial.kronecker, dampings, 1.0, None, recipe.tolerance)
     few = min(queries, 16)
     asked = problem.queries(problem.data.take(torch.arange(few) % len(problem)))

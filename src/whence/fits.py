@@ -6,9 +6,7 @@ again from the model on a few examples. The file belongs to one model, data and 
 fingerprints; nothing in it is pickled.
 """
 
-import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,10 @@ from whence.calculus.pairing import Kept, KeptBlock
 from whence.calculus.products import decay_diagonal
 from whence.core.problem import Problem
 from whence.curvature.base import KroneckerIHVP
-from whence.errors import Stale, StoreError, Unsupported, WrongVersion
+from whence.errors import Stale, StoreError, Unsupported
 from whence.methods import Fitted
 from whence.methods.influence import FittedInfluence
+from whence.store.archives import DAMAGE, read_archive
 from whence.store.files import cannot_read, write_atomically
 from whence.store.jsonable import as_json, json_text
 from whence.version import __version__
@@ -104,7 +103,23 @@ def load_fit(problem: Problem, path: str | os.PathLike[str]) -> FittedInfluence:
         WrongVersion: written in a format that this version does not read.
         StoreError: no such file, or a damaged one.
     """
-    metadata, arrays = _read(Path(path))
+    source = Path(path)
+    try:
+        metadata, arrays = read_archive(source, kind=FORMAT, version=VERSION)
+        return _restored(problem, source, metadata, arrays)
+    except OSError as error:
+        raise cannot_read(source, error) from error
+    except DAMAGE as error:
+        raise StoreError(
+            found=f"{source} is no fit of whence, or a damaged one ({error}).",
+            why="Half of it would give wrong effects.",
+            remedy="Fit it again, and save it with whence.save_fit.",
+        ) from error
+
+
+def _restored(
+    problem: Problem, path: Path, metadata: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> FittedInfluence:
     if metadata["problem"] != problem.fingerprint():
         raise Stale(
             found=f"{path} was fitted to other parameters, data or objective than {problem.name}.",
@@ -155,28 +170,3 @@ def _of_basis(name: str, basis: Basis) -> dict[str, Tensor]:
 
 def _to_basis(name: str, tensors: dict[str, Tensor]) -> Basis:
     return Basis(tensors.get(f"{name}_vectors"), tensors[f"{name}_values"])
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metadata and arrays; the arrays only once the metadata say that they are a fit."""
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            metadata = json.loads(archive["metadata"].item())
-            if metadata["format"] != FORMAT:
-                raise ValueError(f"its format is {metadata['format']!r}")
-            if metadata["version"] != VERSION:
-                raise WrongVersion(
-                    found=f"{path} has version {metadata['version']} of the format {FORMAT}.",
-                    why=f"whence {__version__} reads version {VERSION}.",
-                    remedy="Fit it again.",
-                )
-            return metadata, {name: archive[name] for name in archive.files if name != "metadata"}
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except (ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(
-            found=f"{path} is no fit of whence, or a damaged one ({error}).",
-            why="Half of it would give wrong effects.",
-            remedy="Fit it again, and save it with whence.save_fit.",
-        ) from error

@@ -82,7 +82,7 @@ def test_the_size_of_batches_never_changes_the_scores(name, case, size, monkeypa
     monkeypatch.setattr(Problem, "batch_size", lambda self, stack=1: min(size, len(self)))
     for module in ("calculus.products", "curvature.dual", "methods.influence"):
         monkeypatch.setattr(f"whence.{module}.jacobian_batch", lambda problem: size)
-    for module in ("calculus.kronecker", "calculus.pairing", "curvature.diagonal"):
+    for module in ("calculus.kronecker", "calculus.pairing"):
         monkeypatch.setattr(f"whence.{module}.batch_size", lambda *_: size)
     actual = scores(own, case_of(case).problem, case_of(case).queries).values
     assert_rows_close(actual, expected, 1e-10)

@@ -178,7 +178,7 @@ def _diagonal(problem: Problem, batch: Batch, values: Tensor) -> Tensor | None:
     """(B, C) diagonal of the output Hessians where they are diagonal, else None.
 
     A diagonal matrix times any vector is its row sums times that vector, entry by entry. Another
-    matrix fails this on random signs with probability one half for each pair that it couples.
+    matrix fails this on a random vector with probability one.
     """
     leaf = values.detach().requires_grad_(True)
     losses = problem.loss(leaf, cast("Tensor", batch.targets))

@@ -206,7 +206,7 @@ def measurement_slopes(
     total = function(leaf, queries.targets).sum()
     (slopes,) = torch.autograd.grad(total, leaf, materialize_grads=True)
     slopes = slopes.reshape(len(queries), -1)
-    _refuse_infinite_slopes(slopes, measurement, queries)
+    refuse_infinite(slopes, measurement, queries)
     return values, slopes
 
 
@@ -229,12 +229,13 @@ def measurement_gradients(
     """
     values, slopes = measurement_slopes(problem, measurement, queries)
     rows = pull_back(problem, queries.inputs, slopes)
-    _refuse_infinite_slopes(rows, measurement, queries)
+    refuse_infinite(rows, measurement, queries)
     return values, rows
 
 
-def _refuse_infinite_slopes(rows: Tensor, measurement: Measurement, queries: Queries) -> None:
-    bad = ~rows.isfinite().all(1)
+def refuse_infinite(rows: Tensor, measurement: Measurement, queries: Queries) -> None:
+    """Names the first query whose row (Q, ...) of derivatives is not finite."""
+    bad = ~rows.isfinite().flatten(1).all(1)
     if bool(bad.any()):
         raise NonFinite(
             found=f"The gradient of {measurement.name} of query "
@@ -357,23 +358,19 @@ def pull_back(
     """
     if only is not None:
         return _pull_back_some(problem, inputs, slopes, only)
-
-    def along_slope(parameters: Tensor, one: Tree, slope: Tensor) -> Tensor:
-        return problem.outputs(parameters, _alone(one)).flatten() @ slope
-
-    return _per_example(problem, along_slope, (inputs, slopes))
+    return _per_example(problem, _along_slopes(problem), (inputs, slopes))
 
 
 def plain_pull_back(problem: Problem, inputs: Tree, slopes: Tensor) -> Tensor:
     """The same as `pull_back` by a loop of reverse passes that expects nothing of the model."""
-
-    def along_slope(parameters: Tensor, one: Tree, slope: Tensor) -> Tensor:
-        return problem.outputs(parameters, _alone(one)).flatten() @ slope
-
+    value, trees = _along_slopes(problem), (inputs, slopes)
     rows = range(len(slopes))
-    trees = (inputs, slopes)
-    found = [_plain_jacobian(problem.parameters, along_slope, _take(trees, i)) for i in rows]
-    return torch.stack(found)
+    return torch.stack([_plain_jacobian(problem.parameters, value, _take(trees, i)) for i in rows])
+
+
+def _along_slopes(problem: Problem) -> Callable[[Tensor, Tree, Tensor], Tensor]:
+    """The outputs of one example times its slopes, as a function of the parameters."""
+    return lambda theta, one, slope: problem.outputs(theta, _alone(one)).flatten() @ slope
 
 
 def _pull_back_some(problem: Problem, inputs: Tree, slopes: Tensor, only: Layout) -> Tensor:

@@ -138,6 +138,10 @@ class Kronecker:
         """The largest eigenvalue, regulariser included."""
         return max(float(block.values.max()) + block.decay for block in self.blocks)
 
+    def null_count(self, damping: float, scale: float = 1.0) -> int:
+        """Directions in which everything is zero: they are left out of every solution."""
+        return sum(int((b.weights(damping, scale) == 0).sum()) for b in self.blocks)
+
     def solve(self, vectors: Tensor, dampings: Sequence[float], scale: float = 1.0) -> Tensor:
         """(K, P) solutions for a stack of vectors.
 
@@ -160,12 +164,12 @@ class Kronecker:
             scale: as for `solve`.
         """
         size = batch_size(self.problem, self.structure)
+        parts = batch.positions.split(size)
         found: list[Tensor] = []
-        for positions in batch.positions.split(size):
-            some = self.problem.batch(positions)
+        for some in [batch] if len(parts) == 1 else map(self.problem.batch, parts):
             watched = self.structure.watch(self.problem, some.inputs, len(some))
-            parts = zip(self.blocks, loss_factors(watched, some), dampings, strict=True)
-            own = [lengths(b, pair, b.weights(d, scale)) for b, pair, d in parts]
+            pairs = zip(self.blocks, loss_factors(watched, some), dampings, strict=True)
+            own = [lengths(b, pair, b.weights(d, scale)) for b, pair, d in pairs]
             found.append(torch.stack(own).sum(0))
         return torch.cat(found)
 
@@ -219,11 +223,11 @@ def fit_kronecker(
     if plan.is_corrected:
         is_shared = len(positions) == len(problem)
         shared = visit if is_shared else None
-        found = _corrected(_Pass(problem, structure, plan.fisher, shared), positions, found)
+        found = _corrected(Pass(problem, structure, plan.fisher, shared), positions, found)
         visit = None if is_shared else visit
     if visit is not None:
         everyone = torch.arange(len(problem))
-        for _ in _Pass(problem, structure, None, visit)(everyone, "Keeping gradients"):
+        for _ in Pass(problem, structure, None, visit)(everyone, "Keeping gradients"):
             pass
     facts = {
         "fisher": plan.fisher.kind,
@@ -272,7 +276,7 @@ def loss_factors(watched: Watched, batch: Batch, *, is_last: bool = True) -> lis
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """One pass of the model over training examples, for one purpose or two.
 
     Args:
@@ -308,7 +312,7 @@ def _moments(
     problem: Problem, structure: Structure, plan: Plan, only: Tensor | None
 ) -> tuple[list["_Moments"], Tensor, float]:
     """Second moments of the factors, the examples they are from, and their relative error."""
-    run = _Pass(problem, structure, plan.fisher)
+    run = Pass(problem, structure, plan.fisher)
     halves = [[_Moments(block, problem.parameters) for block in structure.blocks] for _ in range(2)]
     if only is not None:
         _add(run, only, halves[0])
@@ -328,7 +332,7 @@ def _moments(
     return whole, by_id[:seen].sort().values, 0.0 if seen == len(problem) else error
 
 
-def _add(run: _Pass, positions: Tensor, into: Sequence["_Moments"]) -> None:
+def _add(run: Pass, positions: Tensor, into: Sequence["_Moments"]) -> None:
     """The second moments of some examples."""
     for batch, by_slope in run(positions, "Measuring layers"):
         for place, factors in enumerate(by_slope):
@@ -413,18 +417,33 @@ def _basis(moment: Tensor, like: Tensor) -> Basis:
 
 
 def _corrected(
-    run: _Pass, positions: Tensor, blocks: Sequence[KroneckerBlock]
+    run: Pass, positions: Tensor, blocks: Sequence[KroneckerBlock]
 ) -> list[KroneckerBlock]:
     """The same bases with D = E (U_L^T G U_R)^2."""
-    totals = [torch.zeros_like(block.values, dtype=torch.float64) for block in blocks]
-    for _, by_slope in run(positions, "Correcting eigenvalues"):
-        for total, block, factors in zip(totals, blocks, zip(*by_slope, strict=True), strict=True):
-            total += squares(block, factors)
+    totals = sum_of_squares(run, positions, blocks, label="Correcting eigenvalues")
     share = 1 / len(positions)
     return [
         replace(block, values=(total * share).to(block.values))
         for block, total in zip(blocks, totals, strict=True)
     ]
+
+
+def sum_of_squares(
+    run: Pass, positions: Tensor, blocks: Sequence[KroneckerBlock], *, label: str
+) -> list[Tensor]:
+    """(G, rows, columns) float64 squared gradients of each block in its bases, over examples.
+
+    Args:
+        run: of the model, with the Fisher information.
+        positions: of the examples.
+        blocks: with their bases.
+        label: of the progress bar.
+    """
+    totals = [torch.zeros_like(block.values, dtype=torch.float64) for block in blocks]
+    for _, by_slope in run(positions, label):
+        for total, block, factors in zip(totals, blocks, zip(*by_slope, strict=True), strict=True):
+            total += squares(block, factors)
+    return totals
 
 
 def squares(block: KroneckerBlock, factors: Sequence[Factors]) -> Tensor:

@@ -1,11 +1,7 @@
 """The result of an attribution: what removing each training example does to each query."""
 
-import json
 import operator
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,8 +17,8 @@ from whence.errors import (
     ProblemError,
     Stale,
     StoreError,
-    WrongVersion,
 )
+from whence.store.archives import DAMAGE, read_archive
 from whence.store.files import cannot_read, write_atomically
 from whence.store.jsonable import as_json, json_text
 from whence.tables import html_table, plain_table
@@ -32,19 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT, VERSION = "whence-scores", 1
-
-_DAMAGE = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What numpy and zipfile raise when they read something that is not, or no longer, their own."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +310,7 @@ class Scores:
         """
         source = _with_suffix(path)
         try:
-            metadata, arrays = _read_archive(source)
+            metadata, arrays = read_archive(source, kind=FORMAT, version=VERSION)
             measured = metadata["measurement"]
             return cls(
                 values=arrays["values"],
@@ -343,7 +326,7 @@ class Scores:
             )
         except OSError as error:
             raise cannot_read(source, error) from error
-        except (*_DAMAGE, ProblemError) as error:
+        except (*DAMAGE, ProblemError) as error:
             raise _unreadable(source, error) from error
 
     def refuse_other(self, fingerprint: Mapping[str, str], *, why: str) -> None:
@@ -548,24 +531,6 @@ def _with_suffix(path: str | os.PathLike[str]) -> Path:
     if where.suffix.lower() == ".npz":
         return where
     return where.with_name(where.name + ".npz")
-
-
-def _read_archive(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metadata and arrays; the arrays only once the metadata say that they are scores."""
-    with path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it is one array, not an archive")
-        metadata = json.loads(archive["metadata"].item())
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"its format is {metadata['format']!r}")
-        if metadata["version"] != VERSION:
-            raise WrongVersion(
-                found=f"{path} has version {metadata['version']} of the format {FORMAT}.",
-                why=f"whence {__version__} reads version {VERSION}.",
-                remedy=f"Use the whence that wrote it ({metadata.get('whence')}), or explain anew.",
-            )
-        return metadata, {name: archive[name] for name in archive.files if name != "metadata"}
 
 
 def _unreadable(path: Path, error: Exception) -> StoreError:

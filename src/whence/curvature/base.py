@@ -340,6 +340,7 @@ def fit_layers(
         "mean_eigenvalue": mean,
         "smallest_eigenvalue": kronecker.smallest(),
         "largest_eigenvalue": kronecker.largest(),
+        "null_directions": kronecker.null_count(chosen, data_scale),
         **kronecker.facts,
     }
     kept = room[0] if room else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.calculus.fisher import MOST_OUTPUTS, Fisher, FisherName
 from whence.calculus.gradients import jacobian_batch, jacobians, output_hessians
-from whence.calculus.kronecker import Basis, KroneckerBlock, batch_size, squares
+from whence.calculus.kronecker import Basis, KroneckerBlock, Pass, sum_of_squares
 from whence.calculus.layers import Block, structure_of
 from whence.calculus.products import CurvatureMatrix, decay_diagonal, hessian_is_ggn
 from whence.core.problem import Problem
@@ -23,7 +23,6 @@ from whence.curvature.base import (
     make_plan,
 )
 from whence.errors import BadArgument, NegativeCurvature, NonFinite
-from whence.progress import track
 
 
 @dataclass(frozen=True)
@@ -188,23 +187,15 @@ def squared_gradients(problem: Problem, fisher: Fisher, positions: Tensor) -> Te
         positions: of the examples.
     """
     structure = structure_of(problem)
-    places = [_coordinates(block) for block in structure.blocks]
-    size = batch_size(problem, structure)
-    batches = problem.batches(size, positions=positions)
-    for batch in track(batches, "Squaring gradients", total=-(-len(positions) // size)):
-        watched = structure.watch(problem, batch.inputs, len(batch))
-        slopes = list(fisher.slopes(problem, batch, watched.outputs))
-        ends = [place == len(slopes) for place in range(1, len(slopes) + 1)]
-        pairs = zip(slopes, ends, strict=True)
-        by_slope = [watched.factors(slope, is_last=end) for slope, end in pairs]
-        for place, factors in zip(places, zip(*by_slope, strict=True), strict=True):
-            place.values.add_(squares(place, factors))
-    return structure.scatter(problem, [place.values[None] for place in places])[0]
+    blocks = [_coordinates(block, problem.parameters) for block in structure.blocks]
+    run = Pass(problem, structure, fisher)
+    totals = sum_of_squares(run, positions, blocks, label="Squaring gradients")
+    return structure.scatter(problem, [total[None] for total in totals])[0]
 
 
-def _coordinates(block: Block) -> KroneckerBlock:
-    """A block whose bases are the coordinates, with room for what is squared along them."""
-    values = torch.zeros(block.groups, block.rows, block.columns, dtype=torch.float64)
+def _coordinates(block: Block, like: Tensor) -> KroneckerBlock:
+    """A block whose bases are the coordinates."""
+    values = like.new_zeros(block.groups, block.rows, block.columns)
     return KroneckerBlock(Basis(None, values[:, :, 0]), Basis(None, values[:, 0]), values, 0.0)
 
 

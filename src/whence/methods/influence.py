@@ -18,6 +18,8 @@ from whence.calculus.gradients import (
     measurement_gradients,
     measurement_slopes,
     outputs,
+    pull_back,
+    refuse_infinite,
     residuals,
 )
 from whence.calculus.nonconvergence import Correction
@@ -208,10 +210,15 @@ class FittedInfluence(Fitted):
         problem = self.problem
         asked = problem.queries(queries)
         measured = problem.measurement(measurement)
-        if self._is_bilinear and (found := self._pair(asked, measured, started)) is not None:
-            return found
-        baseline, slopes = measurement_gradients(problem, measured, asked)
-        directions = jacobians(problem, asked) if self.change == "finite" else slopes[:, None]
+        baseline, slopes = measurement_slopes(problem, measured, asked)
+        pairs = self.ihvp.pair(asked, slopes) if self._is_bilinear else None
+        if pairs is not None:
+            return self._of_pairs(asked, measured, baseline, pairs=pairs, started=started)
+        if self.change == "finite":
+            directions = jacobians(problem, asked)
+        else:
+            directions = pull_back(problem, asked.inputs, slopes)[:, None]
+        refuse_infinite(directions, measured, asked)
         solution = self.ihvp.solve(directions.flatten(0, 1))
         removal = self._removal(solution.vectors)
         leverages: list[Tensor] = []
@@ -248,14 +255,17 @@ class FittedInfluence(Fitted):
         """Whether effects are gradients of queries times solved gradients, and no more."""
         return not self.is_newton and self.change == "linear" and self.correction is None
 
-    def _pair(self, asked: Queries, measured: Measurement, started: float) -> Scores | None:
-        """Effects by the curvature's own short cut; None where it has none."""
-        problem = self.problem
-        baseline, slopes = measurement_slopes(problem, measured, asked)
-        found = self.ihvp.pair(asked, slopes)
-        if found is None:
-            return None
-        products, facts = found
+    def _of_pairs(
+        self,
+        asked: Queries,
+        measured: Measurement,
+        baseline: Tensor,
+        *,
+        pairs: tuple[np.ndarray, dict[str, Any]],
+        started: float,
+    ) -> Scores:
+        """Effects from the products that the curvature's own short cut has found."""
+        problem, (products, facts) = self.problem, pairs
         effects = products * (problem.weights.double().cpu().numpy() / len(problem))
         if problem.renormalize:  # examples pull as far as they differ from the mean
             effects -= effects.mean(1, keepdims=True)
