@@ -66,6 +66,11 @@ def test_what_is_no_fit_is_refused(tmp_path):
             load_fit(case.problem, tmp_path / name)
     with pytest.raises(StoreError, match="could not be read"):
         load_fit(case.problem, tmp_path / "nowhere.npz")
+    with np.load(path) as archive:
+        some = {name: archive[name] for name in archive.files if not name.endswith("values")}
+    np.savez(tmp_path / "lost.npz", **some)
+    with pytest.raises(StoreError, match="no fit of whence"):
+        load_fit(case.problem, tmp_path / "lost.npz")
     other = np.array('{"format": "whence fit", "version": 99}')
     np.savez(tmp_path / "new.npz", metadata=other)
     with pytest.raises(WrongVersion, match="version 99"):

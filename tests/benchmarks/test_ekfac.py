@@ -130,3 +130,14 @@ def run(script: str, folder: Path) -> None:
     """The short form of a script."""
     command = [sys.executable, BENCHMARKS / script, "--short", "--out", folder]
     subprocess.run(command, check=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_short_cuts_are_measured_and_lose_little(tmp_path: Path) -> None:
+    run("ekfac_shortcuts.py", tmp_path)
+    result = json.loads((tmp_path / "ekfac_shortcuts.json").read_text())
+
+    found = result["factored"]
+    assert 0 < found["relative error"] <= 1.5 * found["expected error"]
+    assert found["correlation"] > 0.99
+    assert result["subsample"]["relative error"] > found["relative error"]

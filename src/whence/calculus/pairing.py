@@ -46,8 +46,9 @@ KEPT_BYTES = 512 * 2**20
 STACK_BYTES = 2**30
 """Memory of the solved gradients of the queries of one pass over the training data."""
 
-_MOST_TERMS = 32
-"""Terms of a reciprocal at the most; where more are needed gradients are written out."""
+_MOST_TERMS = 128
+"""Terms of a reciprocal at the most; where more are needed, or where they cost more than gradients
+that are written out, those are."""
 
 _FLOOR = 1e-9
 """Coordinates that hardly anything meets count as if they had this share of the largest weight."""
