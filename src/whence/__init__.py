@@ -16,10 +16,12 @@ from whence.version import __version__
 
 if TYPE_CHECKING:
     from whence.adapters import make_problem
+    from whence.calculus.optimizers import SGD, Adam
+    from whence.calculus.training import Training
     from whence.core.measurements import Contrast, contrast
     from whence.core.problem import Problem
     from whence.core.scores import Effect, Measurement, Scores
-    from whence.core.training import CallableTraining, Training
+    from whence.core.training import CallableTraining, Trainer
     from whence.costs import Preflight, preflight
     from whence.curvature.arnoldi import Arnoldi
     from whence.curvature.cg import CG
@@ -53,7 +55,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "make_problem": "whence.adapters",
     "Problem": "whence.core.problem",
-    "Training": "whence.core.training",
+    "Trainer": "whence.core.training",
+    "Training": "whence.calculus.training",
+    "SGD": "whence.calculus.optimizers",
+    "Adam": "whence.calculus.optimizers",
     "CallableTraining": "whence.core.training",
     "fit": "whence.explanation",
     "save_fit": "whence.fits",
@@ -115,6 +120,8 @@ __all__ = [
     "CG",
     "EKFAC",
     "KFAC",
+    "SGD",
+    "Adam",
     "Arnoldi",
     "Attack",
     "CallableTraining",
@@ -143,6 +150,7 @@ __all__ = [
     "Schools",
     "Scores",
     "Section",
+    "Trainer",
     "Training",
     "Verification",
     "Views",

@@ -28,7 +28,7 @@ from whence.core.changes import Change
 from whence.core.measurements import Contrast, MeasurementFunction, is_named
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
-from whence.core.training import Retrained, Training
+from whence.core.training import Retrained, Trainer
 from whence.errors import BadArgument, CannotRetrain
 from whence.numerics import stats
 
@@ -58,7 +58,7 @@ def verify(
     examples: int | Sequence[int | str] = 50,
     queries: Sequence[int] | None = None,
     measurement: MeasurementFunction | Measurement | None = None,
-    training: Training | Callable[..., object] | None = None,
+    training: Trainer | Callable[..., object] | None = None,
     seed: int = 0,
 ) -> "Verification":
     """Compares predicted effects with leave-one-out retraining.
@@ -364,7 +364,7 @@ def retrain(
     queries: object,
     *,
     measurement: str | MeasurementFunction | Measurement | Contrast | None = None,
-    training: Training | Callable[..., object] | None = None,
+    training: Trainer | Callable[..., object] | None = None,
     seed: int = 0,
 ) -> Retraining:
     """Trains again on changed data, and without the change as a control.
@@ -447,7 +447,7 @@ class Bench:
     """
 
     problem: Problem
-    training: Training
+    training: Trainer
     measurement: Measurement
     queries: Queries
 
@@ -515,8 +515,8 @@ class Bench:
 
 
 def choose_training(
-    problem: Problem, training: Training | Callable[..., object] | None, runs: int
-) -> Training:
+    problem: Problem, training: Trainer | Callable[..., object] | None, runs: int
+) -> Trainer:
     """How a problem is trained again: as asked, as the problem says, else by Newton steps.
 
     Args:
@@ -543,7 +543,7 @@ def choose_training(
     )
 
 
-def _warm(problem: Problem, training: Training, change: Change) -> Training:
+def _warm(problem: Problem, training: Trainer, change: Change) -> Trainer:
     """Newton steps that make the Hessian once, where they would make it for both trainings."""
     if not isinstance(training, NewtonTraining) or training.preconditioner is not None:
         return training

@@ -11,7 +11,7 @@ from whence.adapters.base import Adapter, Options
 from whence.core.losses import Loss, LossFunction
 from whence.core.problem import Forward, Problem
 from whence.core.regularizers import Penalty
-from whence.core.training import Training
+from whence.core.training import Trainer
 from whence.errors import Unsupported
 
 __all__ = ["Adapter", "Options", "make_problem", "names"]
@@ -34,7 +34,7 @@ def make_problem(
     sample_weight: object = None,
     class_weight: str | Mapping[int, float] | None = None,
     renormalize: bool = False,
-    training: Training | Callable[[Tensor, int], object] | None = None,
+    training: Trainer | Callable[[Tensor, int], object] | None = None,
     ids: object = None,
     target: str | None = None,
     display: str | Mapping[str, Any] | Callable[..., Any] | None = None,
@@ -47,7 +47,8 @@ def make_problem(
         R(theta; w) = (1/N) sum_i w_i b_i loss_i(theta) + (weight_decay / 2)|theta|^2
 
     Args:
-        model: an `nn.Module` in eval mode, or a fitted scikit-learn model. It is never changed.
+        model: an `nn.Module` in eval mode, or a fitted scikit-learn model. It is never changed. A
+            `Training` is run, and what it leads to is explained.
         data: training data: `(inputs, targets)` as tensors, arrays or frames, several inputs
             before the targets, a dict, a `Dataset` or a `DataLoader`.
         loss: "cross_entropy", "binary_cross_entropy", "mse", "hinge", "squared_hinge",
@@ -65,7 +66,8 @@ def make_problem(
         class_weight: base weight by class, or "balanced".
         renormalize: the objective divides by sum(w) instead of N, so that what remains after a
             removal counts fully again.
-        training: `training(weights (N,), seed) -> trained model`, for verification.
+        training: how it was trained, for verification: a `Training`, or a function
+            `(weights (N,), seed) -> trained model`.
         ids: N unique names of the training examples, default their positions.
         target: key of the target in a dict data set.
         display: "image", "text", "row", hints for `whence.core.display.describe`, or a callable

@@ -13,7 +13,7 @@ from whence.core.extracted import Read, extracting
 from whence.core.losses import Loss, LossFunction
 from whence.core.problem import Forward, Problem
 from whence.core.regularizers import Penalty
-from whence.core.training import CallableTraining, Training
+from whence.core.training import CallableTraining, Trainer
 from whence.errors import BadArgument, BadData
 
 
@@ -29,7 +29,7 @@ class Options:
     sample_weight: object = None
     class_weight: str | Mapping[int, float] | None = None
     renormalize: bool = False
-    training: Training | Callable[[Tensor, int], object] | None = None
+    training: Trainer | Callable[[Tensor, int], object] | None = None
     ids: object = None
     target: str | None = None
     display: str | Mapping[str, Any] | Callable[..., Any] | None = None
@@ -91,9 +91,9 @@ class Adapter(ABC):
         """
 
 
-def make_training(training: Training | Callable[[Tensor, int], object] | None) -> Training | None:
+def make_training(training: Trainer | Callable[[Tensor, int], object] | None) -> Trainer | None:
     """A training from a user's function, or as it is."""
-    if training is None or isinstance(training, Training):
+    if training is None or isinstance(training, Trainer):
         return training
     return CallableTraining(training)
 

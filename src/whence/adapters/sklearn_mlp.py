@@ -28,7 +28,7 @@ from whence.core.losses import make_loss
 from whence.core.problem import Problem
 from whence.core.regularizers import Regularizer
 from whence.core.rerunning import Rerun
-from whence.core.training import Training
+from whence.core.training import Trainer
 
 LOSSES = {
     "logistic": "binary_cross_entropy",
@@ -119,7 +119,7 @@ def _batch_size(estimator: Any, count: int) -> int:
     return max(1, min(size, count))
 
 
-def _training(estimator: Any, network: nn.Module) -> Training | None:
+def _training(estimator: Any, network: nn.Module) -> Trainer | None:
     """The minimum nearby, where lbfgs looked for one and it is smooth; else the same fit again.
 
     A fit is repeatable where it takes weights and its random state is a number.

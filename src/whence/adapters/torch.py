@@ -2,29 +2,38 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from whence.adapters.base import Adapter, Options, make_training, make_weights
+from whence.calculus.training import Training
 from whence.core.batches import check_device, make_data
 from whence.core.losses import make_loss
 from whence.core.problem import Problem, call_plainly
-from whence.core.regularizers import make_regularizer, matching
+from whence.core.regularizers import Regularizer, make_regularizer, matching
 from whence.errors import BadArgument, BadData, DeviceMismatch, NonFinite
-from whence.numerics.vectors import layout_of
+from whence.numerics.vectors import Layout, layout_of
 
 
 class TorchAdapter(Adapter):
-    """Any `nn.Module`."""
+    """Any `nn.Module`, or a `Training` that makes one."""
 
     def recognises(self, model: object) -> bool:
-        """Whether it is a module."""
-        return "torch" in sys.modules and isinstance(model, nn.Module)
+        """Whether it is a module or its training."""
+        return "torch" in sys.modules and isinstance(model, nn.Module | Training)
 
-    def make_problem(self, model: nn.Module, data: object, options: Options) -> Problem:
-        """A problem on a copy of the model's present parameters."""
+    def make_problem(self, model: nn.Module | Training, data: object, options: Options) -> Problem:
+        """A problem on a copy of the model's present parameters, or of those trained now."""
+        if isinstance(model, Training):
+            options.refuse("Training", training="it is the training")
+            return _trained(self._problem(model.model(), data, replace(options, training=model)))
+        return self._problem(model, data, options)
+
+    def _problem(self, model: nn.Module, data: object, options: Options) -> Problem:
         if options.loss is None:
             raise BadArgument(
                 found="No loss was given for a PyTorch model.",
@@ -43,9 +52,7 @@ class TorchAdapter(Adapter):
             layout=layout,
             parameters=parameters,
             loss=make_loss(options.loss),
-            regularizer=make_regularizer(
-                layout.names, options.weight_decay or 0.0, options.regularizer
-            ),
+            regularizer=_make_regularizer(layout, options),
             data=examples,
             weights=make_weights(examples, options, parameters),
             forward=options.forward or call_plainly,
@@ -56,6 +63,33 @@ class TorchAdapter(Adapter):
             label_names=options.label_names,
             read=read,
         )
+
+
+def _make_regularizer(layout: Layout, options: Options) -> Regularizer:
+    """r(theta), which a `Training` knows by itself.
+
+    Raises:
+        BadArgument: the weight decay differs from that of the training.
+    """
+    decay, decayed = options.weight_decay or 0.0, options.regularizer
+    if isinstance(options.training, Training):
+        own = options.training.coupled_decay
+        if options.weight_decay not in (None, own):
+            raise BadArgument(
+                found=f"weight_decay={options.weight_decay!r}; the training has {own!r} in its "
+                "objective.",
+                why="The objective that is explained is the one that was trained.",
+                remedy="Leave it out, and say it once: Training(weight_decay=...).",
+            )
+        decay, decayed = own, decayed or (options.training.decayed if own else None)
+    return make_regularizer(layout.names, decay, decayed)
+
+
+def _trained(problem: Problem) -> Problem:
+    """The problem at the parameters that its training leads to; what is wrong fails before it."""
+    problem.check()
+    ones = torch.ones(1, len(problem))
+    return problem.at(problem.retrain(ones).parameters[0])
 
 
 def choose_parameters(

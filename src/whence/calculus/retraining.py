@@ -23,7 +23,7 @@ from whence.calculus.products import CurvatureMatrix, example_pull
 from whence.calculus.stacking import StackedLinear
 from whence.core.batches import Batch
 from whence.core.problem import Problem
-from whence.core.training import Retrained, Training
+from whence.core.training import Retrained, Trainer
 from whence.errors import BadArgument, NotConverged
 from whence.progress import track
 
@@ -64,7 +64,7 @@ _STRAY = 10
 
 
 @dataclass(frozen=True)
-class NewtonTraining(Training):
+class NewtonTraining(Trainer):
     """The optimum near the problem's parameters, for each row of weights.
 
     First the optimum for weights of one is found from the parameters as they are; from there all
@@ -98,7 +98,7 @@ class NewtonTraining(Training):
         return True
 
     def retrain(self, problem: Problem, weights: Tensor, *, seed: int = 0) -> Retrained:
-        """Solves all runs together; see `Training.retrain`.
+        """Solves all runs together; see `Trainer.retrain`.
 
         Returns:
             (M, P) parameters. The report holds for each run `gradient_norm`, `remaining` (the

@@ -46,7 +46,7 @@ class Change:
         return len(self.positions)
 
     def row(self, count: int) -> Tensor:
-        """(N,) float64 weights of all examples afterwards, for `Training.retrain`."""
+        """(N,) float64 weights of all examples afterwards, for `Trainer.retrain`."""
         weights = torch.ones(count, dtype=torch.float64)
         weights[self.positions] = self.weights.double()
         return weights

@@ -20,7 +20,7 @@ from whence.core.losses import Loss, Task, is_kinked
 from whence.core.prepared import Preparation, column_names
 from whence.core.problem import Problem, call_plainly
 from whence.core.regularizers import Regularizer
-from whence.core.training import Training
+from whence.core.training import Trainer
 from whence.errors import BadData, NotFitted, Unsupported
 from whence.numerics.vectors import layout_of
 
@@ -75,7 +75,7 @@ class Translation:
     model: nn.Module
     loss: Loss
     regularizer: Regularizer
-    training: Training | None = None
+    training: Trainer | None = None
     notes: tuple[str, ...] = ()
 
 

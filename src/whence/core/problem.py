@@ -31,7 +31,7 @@ from whence.core.measurements import (
 )
 from whence.core.regularizers import Regularizer
 from whence.core.scores import Measurement
-from whence.core.training import Retrained, Training
+from whence.core.training import Retrained, Trainer
 from whence.errors import BadData, CannotRetrain
 from whence.numerics.vectors import Layout
 from whence.store import fingerprint
@@ -97,7 +97,7 @@ class Problem:
     weights: Tensor
     forward: Forward
     renormalize: bool = False
-    training: Training | None = None
+    training: Trainer | None = None
     name: str = "problem"
     display: str | Mapping[str, Any] | Callable[..., Any] | None = None
     label_names: Sequence[str] | None = None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from whence.core.losses import is_kinked
-from whence.core.training import Retrained, Training
+from whence.core.training import Retrained, Trainer
 from whence.progress import track
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ Solver = Callable[[Weighted, float], Coefficients]
 
 
 @dataclass(frozen=True)
-class Refit(Training):
+class Refit(Trainer):
     """Fits an estimator to the exact minimum, from the start, for any weights.
 
     Features, base weights, N and the strength of the regulariser stay as they are in the problem.
@@ -102,7 +102,7 @@ class Refit(Training):
         return True
 
     def retrain(self, problem: "Problem", weights: Tensor, *, seed: int = 0) -> Retrained:
-        """Fits once for each row of weights; see `Training.retrain`."""
+        """Fits once for each row of weights; see `Trainer.retrain`."""
         start = time.perf_counter()
         batch = problem.batch(torch.arange(len(problem)))
         parts = (batch.inputs, cast("Tensor", batch.targets), batch.weights)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.core.training import Retrained, Training
+from whence.core.training import Retrained, Trainer
 from whence.errors import CannotRetrain
 from whence.progress import track
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Rerun(Training):
+class Rerun(Trainer):
     """Runs the fit of an estimator once more, step by step as it was, with other weights.
 
     From the same random state the same examples meet in the same batches; one that is removed
@@ -41,7 +41,7 @@ class Rerun(Training):
         return False
 
     def retrain(self, problem: "Problem", weights: Tensor, *, seed: int = 0) -> Retrained:
-        """Fits once for each row of weights; see `Training.retrain`.
+        """Fits once for each row of weights; see `Trainer.retrain`.
 
         Args:
             problem: of this estimator.

@@ -1,6 +1,6 @@
 """How a model is trained again, with a weight for every training example.
 
-`verify` asks a `Training` for the parameters that weights w would have led to. A weight of zero
+`verify` asks a `Trainer` for the parameters that weights w would have led to. A weight of zero
 removes an example; N stays N unless the problem renormalises.
 """
 
@@ -33,7 +33,7 @@ class Retrained:
     report: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-class Training(ABC):
+class Trainer(ABC):
     """Training as a function of example weights and a seed."""
 
     @property
@@ -61,7 +61,7 @@ class Training(ABC):
 
 
 @dataclass(frozen=True)
-class CallableTraining(Training):
+class CallableTraining(Trainer):
     """A user's own training loop.
 
     Args:
@@ -86,7 +86,7 @@ class CallableTraining(Training):
         return "data" in inspect.signature(self.function).parameters
 
     def retrain(self, problem: "Problem", weights: Tensor, *, seed: int = 0) -> Retrained:
-        """Calls the function once for each row of weights; see `Training.retrain`.
+        """Calls the function once for each row of weights; see `Trainer.retrain`.
 
         Raises:
             CannotRetrain: examples have other contents, and the function takes no `data=`.

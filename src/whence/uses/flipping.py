@@ -23,7 +23,7 @@ from whence.core.changes import removal
 from whence.core.measurements import contrast, predicted_targets
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
-from whence.core.training import Training
+from whence.core.training import Trainer
 from whence.errors import BadArgument, Unsupported
 from whence.explanation import MethodLike
 from whence.methods import Fitted
@@ -46,7 +46,7 @@ def smallest_flip(
     query: object,
     *,
     most: int | None = None,
-    retrain: bool | Training | Callable[..., object] = True,
+    retrain: bool | Trainer | Callable[..., object] = True,
     method: MethodLike = "auto",
     seed: int = 0,
 ) -> "Flip":

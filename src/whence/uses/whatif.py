@@ -16,7 +16,7 @@ from whence.core.changes import Change, removal, replacement, reweighting
 from whence.core.measurements import predicted_targets
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
-from whence.core.training import Training
+from whence.core.training import Trainer
 from whence.errors import BadArgument
 from whence.explanation import MethodLike
 from whence.methods.base import MeasurementLike, Response
@@ -26,7 +26,7 @@ from whence.uses.base import Result, fit_to_respond, position_of, positions_of
 from whence.verification import Retraining
 from whence.verification import retrain as train_again
 
-Retrain = bool | Training | Callable[..., object]
+Retrain = bool | Trainer | Callable[..., object]
 """False predicts only; True trains again as the problem says; a training does it its own way."""
 
 MOST_SHOWN = 12

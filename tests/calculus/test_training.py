@@ -1,0 +1,120 @@
+"""A training is a function of weights and a seed, and that of `torch.optim`."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import whence
+from whence.calculus.optimizers import SGD, Optimizer
+from whence.calculus.training import Course, Training, run
+from whence.core.problem import Problem
+from whence.errors import BadArgument, UnknownName
+
+N = 30
+
+
+def _network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def _data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, 4, generator=generator).double()
+    return x, torch.randint(3, (N,), generator=generator)
+
+
+def _problem(**options: object) -> Problem:
+    training = Training(_network, **{"lr": 0.05, "epochs": 3, "batch_size": 8} | options)
+    return whence.make_problem(training, _data(), loss="cross_entropy")
+
+
+def _by_hand(course: Course, make: partial, weights: Tensor, *, decay: float = 0.0) -> Tensor:
+    """The same training as anybody would write it."""
+    model = course.training.model()
+    optimizer = make(model.parameters())
+    x, y = _data()
+    for step in range(course.steps):
+        optimizer.param_groups[0]["lr"] = course.lr(step)
+        rows = course.positions(step)
+        losses = F.cross_entropy(model(x[rows]), y[rows], reduction="none")
+        optimizer.zero_grad()
+        penalty = sum((p**2).sum() for p in model.parameters())
+        ((weights[rows] * losses).mean() + decay / 2 * penalty).backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "make", "decay"),
+    [
+        (SGD(momentum=0.9), partial(torch.optim.SGD, lr=1, momentum=0.9), 0.1),
+        ("adam", partial(torch.optim.Adam, lr=1), 0.1),
+        ("adamw", partial(torch.optim.AdamW, lr=1, weight_decay=0.1), 0.0),
+    ],
+    ids=["sgd", "adam", "adamw"],
+)
+def test_it_is_the_training_of_torch(
+    optimizer: str | Optimizer, make: partial, decay: float
+) -> None:
+    problem = _problem(optimizer=optimizer, weight_decay=0.1, schedule="cosine")
+    weights = torch.ones(N).double()
+    weights[::4] = 0
+    course = Course(problem, problem.training)
+    expected = _by_hand(course, make, weights, decay=decay)
+    found = problem.retrain(weights).parameters[0]
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_model_is_what_the_training_returns() -> None:
+    problem = _problem()
+    assert torch.equal(problem.parameters, problem.retrain(torch.ones(N)).parameters[0])
+
+
+def test_many_runs_are_the_runs_one_by_one() -> None:
+    problem = _problem()
+    weights = (torch.rand(5, N, generator=torch.Generator().manual_seed(1)) > 0.5).double()
+    together = problem.retrain(weights, seed=1).parameters
+    for row, theta in zip(weights, together, strict=True):
+        assert torch.allclose(problem.retrain(row, seed=1).parameters[0], theta, atol=1e-12)
+
+
+def test_every_epoch_sees_every_example_once_in_its_own_order() -> None:
+    problem = _problem()
+    course = Course(problem, problem.training)
+    epochs = [torch.cat([course.positions(4 * e + i) for i in range(4)]) for e in range(3)]
+    assert all(torch.equal(order.sort().values, torch.arange(N)) for order in epochs)
+    assert len({tuple(order.tolist()) for order in epochs}) == 3
+    other = Course(problem, problem.training, seed=1)
+    assert not torch.equal(other.positions(0), course.positions(0))
+
+
+def test_derivatives_pass_through_all_of_it() -> None:
+    problem = _problem(optimizer="adam")
+    course = Course(problem, problem.training)
+    weights = torch.ones(1, N).double().requires_grad_()
+    (slope,) = torch.autograd.grad(run(course, weights)[0, 0].sum(), weights)
+    step = torch.zeros(1, N).double()
+    step[0, 3] = 1e-5
+    ahead, behind = (run(course, (weights + s).detach())[0, 0].sum() for s in (step, -step))
+    assert slope[0, 3].item() == pytest.approx(float(ahead - behind) / 2e-5, rel=1e-5)
+
+
+def test_a_long_gradient_is_clipped() -> None:
+    problem = _problem(optimizer="sgd", clip=1e-3, lr=1.0, epochs=1)
+    course = Course(problem, problem.training)
+    moved = (problem.parameters - course.start()[0]).norm()
+    assert float(moved) <= course.steps * 1e-3
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for wrong in ({"lr": 0.0}, {"epochs": 0}, {"batch_size": 0}, {"weight_decay": -1.0}):
+        with pytest.raises(BadArgument):
+            Training(_network, **wrong)
+    with pytest.raises(UnknownName, match="cosine"):
+        Training(_network, schedule="cosin")
+    training = Training(_network, weight_decay=0.1, optimizer="adam")
+    with pytest.raises(BadArgument, match="weight_decay"):
+        whence.make_problem(training, _data(), loss="cross_entropy", weight_decay=0.2)
