@@ -125,3 +125,32 @@ def test_loops_are_lazy():
     assert taken == []
     assert next(iter(loop)) == 0
     assert taken == [0]
+
+
+def test_a_watcher_hears_of_every_step_and_no_bar_is_drawn():
+    heard: list[tuple[str, int, int | None]] = []
+
+    def work() -> None:
+        with progress.watched(lambda *step: heard.append(step)):
+            assert list(track("ab", "Spelling")) == ["a", "b"]
+            assert list(track(iter("c"), "Guessing")) == ["c"]
+
+    assert shown(work) == ""
+    assert heard[:3] == [("Spelling", 0, 2), ("Spelling", 1, 2), ("Spelling", 2, 2)]
+    assert heard[3:] == [("Guessing", 0, None), ("Guessing", 1, None)]
+
+
+def test_what_a_watcher_raises_ends_the_work_before_the_next_step():
+    done: list[int] = []
+
+    def stop_after_two(label: str, steps: int, total: int | None) -> None:
+        if steps == 2:
+            raise KeyboardInterrupt
+
+    def work() -> None:
+        for number in track(range(5), "Counting"):
+            done.append(number)
+
+    with pytest.raises(KeyboardInterrupt), progress.watched(stop_after_two):
+        work()
+    assert done == [0, 1]

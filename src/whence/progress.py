@@ -1,12 +1,13 @@
 """Progress bars that appear only when something takes longer than two seconds.
 
 Bars go to standard error, only when that is a terminal, and never inside `quiet()`; piped output
-stays clean. Loops anywhere in whence wrap their iterable in `track`.
+stays clean. Loops anywhere in whence wrap their iterable in `track`. A program that shows progress
+itself looks on (`watched`), and may end the work between two steps.
 """
 
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -15,6 +16,11 @@ T = TypeVar("T")
 
 _is_quiet: ContextVar[bool] = ContextVar("whence_is_quiet", default=False)
 _is_inside: ContextVar[bool] = ContextVar("whence_is_inside_a_bar", default=False)
+
+Watcher = Callable[[str, int, int | None], None]
+"""Takes what is being done, how many steps of it are done, and of how many where that is known."""
+
+_watcher: ContextVar[Watcher | None] = ContextVar("whence_watcher", default=None)
 
 PATIENCE = 2.0
 """Seconds before a bar is shown."""
@@ -30,6 +36,20 @@ def quiet() -> Generator[None, None, None]:
         _is_quiet.reset(token)
 
 
+@contextmanager
+def watched(watcher: Watcher) -> Generator[None, None, None]:
+    """Tells a watcher of every step inside this block; no bars are drawn.
+
+    Args:
+        watcher: what it raises ends the work before the next step.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
 def track(iterable: Iterable[T], label: str, *, total: int | None = None) -> Iterator[T]:
     """The same items, with a bar once `PATIENCE` seconds have passed.
 
@@ -40,15 +60,26 @@ def track(iterable: Iterable[T], label: str, *, total: int | None = None) -> Ite
         label: what is being done, in a few words.
         total: how many items there are, where `len` cannot tell.
     """
+    count = total if total is not None else getattr(iterable, "__len__", lambda: None)()
+    watcher = _watcher.get()
+    if watcher is not None:
+        yield from _told(iterable, label, count, watcher)
+        return
     if _is_quiet.get() or _is_inside.get() or not sys.stderr.isatty():
         yield from iterable
         return
-    count = total if total is not None else getattr(iterable, "__len__", lambda: None)()
     token = _is_inside.set(True)
     try:
         yield from _with_bar(iterable, label, count)
     finally:
         _is_inside.reset(token)
+
+
+def _told(iterable: Iterable[T], label: str, total: int | None, watcher: Watcher) -> Iterator[T]:
+    watcher(label, 0, total)
+    for done, item in enumerate(iterable, start=1):
+        yield item
+        watcher(label, done, total)
 
 
 def _with_bar(iterable: Iterable[T], label: str, total: int | None) -> Iterator[T]:

@@ -366,6 +366,10 @@ def test_scores_come_back_from_a_file_as_they_were(tmp_path: Path, changes: dict
     scores = make_scores(**changes)
     scores.save(tmp_path / "Größe ✓.npz")
     assert_same(Scores.load(tmp_path / "Größe ✓.npz"), scores)
+    opened = Scores.open(tmp_path / "Größe ✓.npz")
+    assert_same(opened, scores)
+    assert isinstance(opened.values, np.memmap)
+    assert not opened.values.flags.writeable
     assert_same(pickle.loads(pickle.dumps(scores)), scores)
 
 

@@ -354,3 +354,30 @@ def test_the_name_of_the_manifest_is_taken(tmp_path: Path, name: str):
 def test_what_json_cannot_hold_is_named_with_its_file(tmp_path: Path):
     with writing(tmp_path / "why", kind="k") as draft, pytest.raises(BadData, match=r"a\.json\['x"):
         draft.put_json("a.json", {"x": object()})
+
+
+def test_the_journal_goes_over_to_the_run_that_takes_its_place(tmp_path: Path):
+    folder = tmp_path / "why"
+    write_run(folder)
+    journal = Run.open(folder).journal
+    (journal / "answers").mkdir(parents=True)
+    (journal / "decisions.jsonl").write_text("kept")
+    (journal / "answers" / "1.json").write_text("kept too")
+    write_run(folder, "second")
+    assert text_of(folder) == "second"
+    assert (journal / "decisions.jsonl").read_text() == "kept"
+    assert (journal / "answers" / "1.json").read_text() == "kept too"
+
+
+def test_the_journal_is_no_part_of_what_the_run_was(tmp_path: Path):
+    write_run(tmp_path / "why")
+    journal = Run.open(tmp_path / "why").journal
+    journal.mkdir()
+    (journal / "decisions.jsonl").write_text("more")
+    run = Run.open(tmp_path / "why", check_hashes=True)
+    assert not [name for name in run.files if name.startswith("journal")]
+    with (
+        pytest.raises(StoreError, match="by whence itself"),
+        writing(tmp_path / "x", kind="k") as d,
+    ):
+        d.path("journal/decisions.jsonl")

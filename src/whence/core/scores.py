@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -308,9 +308,28 @@ class Scores:
             WrongVersion: written in a format that this version does not read.
             StoreError: no such file, a damaged one, or one that holds something else.
         """
-        source = _with_suffix(path)
+        return cls._read(_with_suffix(path))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Scores":
+        """The same with the effects left in their file, and read a query at a time.
+
+        The file has to stay where it is, and as it is. Effects are not looked through for NaN,
+        which `save` has no way to write.
+
+        Args:
+            path: as it was given to `save`, with or without ".npz".
+
+        Raises:
+            WrongVersion: written in a format that this version does not read.
+            StoreError: no such file, a damaged one, or one that holds something else.
+        """
+        return cls._read(_with_suffix(path), mapped=("values",))
+
+    @classmethod
+    def _read(cls, source: Path, *, mapped: tuple[str, ...] = ()) -> "Scores":
         try:
-            metadata, arrays = read_archive(source, kind=FORMAT, version=VERSION)
+            metadata, arrays = read_archive(source, kind=FORMAT, version=VERSION, mapped=mapped)
             measured = metadata["measurement"]
             return cls(
                 values=arrays["values"],
@@ -409,9 +428,16 @@ class Scores:
 # -------------------------------------------------------------------- what is checked
 
 
+def _is_unwritable(source: object) -> TypeGuard[np.ndarray]:
+    """Whether an array owns memory, or maps a file, that nobody can write to."""
+    if not isinstance(source, np.ndarray) or source.flags.writeable:
+        return False
+    return source.base is None or isinstance(source, np.memmap)
+
+
 def _frozen(name: str, source: object, dtype: type | None = None) -> np.ndarray:
     """An array that nobody else can write to: a copy, unless it is such an array already."""
-    if isinstance(source, np.ndarray) and source.base is None and not source.flags.writeable:
+    if _is_unwritable(source):
         is_ours = dtype is None or source.dtype == dtype
         if is_ours and not source.dtype.hasobject:
             return source
@@ -481,7 +507,8 @@ def _checked_rows(name: str, source: object, count: int) -> np.ndarray:
 
 def _check_finite(scores: Scores) -> None:
     values, baseline = scores.values, scores.baseline
-    broken = ~np.isfinite(values)
+    is_mapped = isinstance(values, np.memmap)  # checked before it was saved; may be very large
+    broken = np.zeros((1, 1), bool) if is_mapped else ~np.isfinite(values)
     if broken.any():
         q, i = (int(position) for position in np.argwhere(broken)[0])
         what = (

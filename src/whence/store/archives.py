@@ -4,8 +4,9 @@ import json
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,7 +28,7 @@ DAMAGE = (
 
 
 def read_archive(
-    path: Path, *, kind: str, version: int
+    path: Path, *, kind: str, version: int, mapped: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metadata and arrays; the arrays only once the metadata say that they are of this kind.
 
@@ -35,6 +36,7 @@ def read_archive(
         path: of the file.
         kind: what the metadata name as their "format".
         version: the one that can be read.
+        mapped: arrays that stay in the file; what is looked at of them is read then.
 
     Raises:
         WrongVersion: another version of this format.
@@ -54,4 +56,44 @@ def read_archive(
                 why=f"whence {__version__} reads version {version}.",
                 remedy=f"Use the whence that wrote it ({metadata.get('whence')}), or make it anew.",
             )
-        return metadata, {name: archive[name] for name in archive.files if name != "metadata"}
+        return metadata, {
+            name: _map(path, name) if name in mapped else archive[name]
+            for name in archive.files
+            if name != "metadata"
+        }
+
+
+_LOCAL_HEADER = struct.Struct("<26xHH")
+"""Of a member of a zip file: at its end, how long the name and the extra field behind it are."""
+
+
+def _map(path: Path, name: str) -> np.ndarray:
+    """An array of an archive as a read-only map of the file.
+
+    Raises:
+        ValueError: it is compressed, or of Python objects.
+    """
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed, and cannot be read in parts")
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        file.seek(sum(_LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))), 1)
+        shape, is_fortran, dtype = _read_header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        order = "F" if is_fortran else "C"
+        return np.memmap(path, dtype, "r", file.tell(), shape, order)
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of an array in numpy's own format."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"an array is in version {version} of its format")

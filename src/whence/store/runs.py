@@ -7,6 +7,9 @@
 
 A run grows in `runs/why.partial/` and gets its name in one step, when it is whole. A run that it
 replaces waits meanwhile in `runs/why.replaced.partial/`. One writer at a time.
+
+What people do with a run later, such as decisions on labels, is kept in `runs/why/journal/`. It is
+no part of what the run was when it was made, and goes over to a run that takes its place.
 """
 
 import hashlib
@@ -28,6 +31,9 @@ from whence.version import __version__
 FORMAT, VERSION = "whence-run", 1
 
 MANIFEST = "manifest.json"
+
+JOURNAL = "journal"
+"""Folder of what is added after a run was made."""
 
 _REPLACED = ".replaced" + PARTIAL
 
@@ -104,6 +110,11 @@ class Run:
             )
         return path
 
+    @property
+    def journal(self) -> Path:
+        """The folder of what is added later; it need not exist."""
+        return self.folder / JOURNAL
+
     def read_json(self, name: str) -> Any:
         """The value in a JSON file of this run.
 
@@ -151,7 +162,7 @@ class Draft:
             StoreError: the name leads out of the folder, or is the manifest's.
         """
         path = _inside(self.folder, name)
-        if name.casefold() == MANIFEST:
+        if name.casefold().split("/")[0] in (MANIFEST, JOURNAL):
             raise _bad_name(name, "is written by whence itself")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +258,7 @@ def _check_replaceable(target: Path) -> None:
 def _finish(partial: Path, target: Path, facts: Mapping[str, Any]) -> None:
     """Writes the manifest and gives the run its name."""
     try:
+        _hand_over(target / JOURNAL, partial / JOURNAL)
         files = {name: asdict(_measure(partial / name)) for name in _members(partial)}
         manifest = {
             "format": FORMAT,
@@ -260,6 +272,19 @@ def _finish(partial: Path, target: Path, facts: Mapping[str, Any]) -> None:
         _take_the_place(partial, target)
     except OSError as error:
         raise cannot_write(target, error) from error
+
+
+def _hand_over(old: Path, new: Path) -> None:
+    """The journal in a second folder; by links, so that what is added meanwhile is in both."""
+    if old.is_dir():
+        shutil.copytree(old, new, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # the disk knows no links
+        shutil.copy2(source, target)
 
 
 def _take_the_place(partial: Path, target: Path) -> None:
@@ -318,9 +343,10 @@ def _measure(path: Path) -> Member:
 
 
 def _members(folder: Path) -> list[str]:
-    """Names of all files in a folder and below, but for what file browsers leave (.DS_Store)."""
+    """Names of the files of a run, but for what file browsers leave (.DS_Store) and the journal."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
-    return sorted(path.as_posix() for path in files if not path.name.startswith("."))
+    own = (path for path in files if path.parts[0] != JOURNAL and not path.name.startswith("."))
+    return sorted(path.as_posix() for path in own)
 
 
 def _inside(folder: Path, name: str) -> Path:
