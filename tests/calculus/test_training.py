@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import whence
 from whence.calculus.optimizers import SGD, Optimizer
-from whence.calculus.training import Course, Training, run
+from whence.calculus.training import Course, Training, run, states
 from whence.core.problem import Problem
 from whence.errors import BadArgument, UnknownName
 
@@ -70,7 +70,7 @@ def test_it_is_the_training_of_torch(
 
 def test_the_model_is_what_the_training_returns() -> None:
     problem = _problem()
-    assert torch.equal(problem.parameters, problem.retrain(torch.ones(N)).parameters[0])
+    assert torch.equal(problem.parameters, problem.retrain().parameters[0])
 
 
 def test_many_runs_are_the_runs_one_by_one() -> None:
@@ -79,6 +79,23 @@ def test_many_runs_are_the_runs_one_by_one() -> None:
     together = problem.retrain(weights, seed=1).parameters
     for row, theta in zip(weights, together, strict=True):
         assert torch.allclose(problem.retrain(row, seed=1).parameters[0], theta, atol=1e-12)
+
+
+def test_states_on_the_way_lead_to_each_other() -> None:
+    problem = _problem(optimizer="adam")
+    course = Course(problem, problem.training)
+    weights = torch.ones(2, N).double()
+    weights[1, ::3] = 0
+    found = states(course, weights, [0, 4, 5, course.steps])
+    assert torch.equal(found[0], course.start().expand(2, -1, -1))
+    assert torch.equal(found[-1], run(course, weights))
+    batch = course.batch(4)
+    rows = weights[:, batch.positions]
+    for before, after, row in zip(found[1], found[2], rows, strict=True):
+        assert torch.allclose(course.step(before, row, batch=batch, at=4), after, atol=1e-14)
+    for wrong in ([], [3, 2], [1, 1], [-1], [course.steps + 1]):
+        with pytest.raises(BadArgument, match=f"{course.steps}"):
+            states(course, weights, wrong)
 
 
 def test_every_epoch_sees_every_example_once_in_its_own_order() -> None:

@@ -88,8 +88,7 @@ def _make_regularizer(layout: Layout, options: Options) -> Regularizer:
 def _trained(problem: Problem) -> Problem:
     """The problem at the parameters that its training leads to; what is wrong fails before it."""
     problem.check()
-    ones = torch.ones(1, len(problem))
-    return problem.at(problem.retrain(ones).parameters[0])
+    return problem.at(problem.retrain().parameters[0])
 
 
 def choose_parameters(

@@ -9,10 +9,11 @@ else. On one machine a training gives the same bits every time.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -264,14 +265,45 @@ def run(course: Course, weights: Tensor) -> Tensor:
     Returns:
         (M, S, P).
     """
+    return states(course, weights, [course.steps])[0]
+
+
+def states(course: Course, weights: Tensor, after: Sequence[int]) -> Tensor:
+    """The states of M trainings on their way: checkpoints.
+
+    Args:
+        course: of all of them.
+        weights: (M, N).
+        after: K numbers of steps, ascending; 0 is the start and `course.steps` the end.
+
+    Returns:
+        (K, M, S, P).
+
+    Raises:
+        BadArgument: a number outside 0 to T, or out of order.
+    """
+    _check_places(course, after)
     start = course.start()
-    states, weights = start.expand(len(weights), *start.shape), weights.to(start)
-    for at in track(range(course.steps), "Training", total=course.steps):
+    state, weights = start.expand(len(weights), *start.shape), weights.to(start)
+    kept = [state] if after[0] == 0 else []
+    for at in track(range(after[-1]), "Training", total=after[-1]):
         batch = course.batch(at)
         advance = partial(course.step, batch=batch, at=at)
         rows = weights[:, batch.positions.to(weights.device)]
         if is_vectorised(course.problem):
-            states = vmap(advance)(states, rows)
+            state = vmap(advance)(state, rows)
         else:
-            states = torch.stack([advance(*pair) for pair in zip(states, rows, strict=True)])
-    return states
+            state = torch.stack([advance(*pair) for pair in zip(state, rows, strict=True)])
+        if at + 1 in after:
+            kept.append(state)
+    return torch.stack(kept)
+
+
+def _check_places(course: Course, after: Sequence[int]) -> None:
+    is_ascending = all(a < b for a, b in pairwise(after))
+    if not after or not is_ascending or not 0 <= after[0] <= after[-1] <= course.steps:
+        raise BadArgument(
+            found=f"States after {list(after)} steps were asked for.",
+            why=f"This training has {course.steps} steps, and passes each of them once.",
+            remedy=f"Give numbers from 0 to {course.steps}, each once and in ascending order.",
+        )

@@ -358,11 +358,11 @@ class Problem:
             total += (w * self.losses(parameters, batch)).double().sum()
         return total / self.total_weight(weights) + self.penalty(parameters).double()
 
-    def retrain(self, weights: Tensor, *, seed: int = 0) -> Retrained:
+    def retrain(self, weights: Tensor | None = None, *, seed: int = 0) -> Retrained:
         """Parameters that training with these example weights leads to.
 
         Args:
-            weights: (M, N) or (N,) weights, 0 = removed.
+            weights: (M, N) or (N,) weights, 0 = removed; default all one.
             seed: of everything random in the training.
 
         Raises:
@@ -375,6 +375,8 @@ class Problem:
                 remedy="Pass training=... to make_problem: a function (weights, seed) -> trained "
                 "model.",
             )
+        if weights is None:
+            weights = torch.ones(len(self))
         return self.training.retrain(self, torch.atleast_2d(weights), seed=seed)
 
     # --------------------------------------------------------------- variants
