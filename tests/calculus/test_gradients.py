@@ -19,6 +19,7 @@ from whence.calculus.gradients import (
     is_vectorised,
     jacobians,
     measure,
+    measure_many,
     measurement_gradients,
     output_hessians,
     outputs,
@@ -157,6 +158,18 @@ def test_gradients_of_measurements_are_those_of_one_query_at_a_time(name):
         value = measured.function(problem.outputs(theta, one.inputs), one.targets).squeeze()
         assert values[q].item() == pytest.approx(value.item(), rel=1e-12)
         assert_allclose(rows[q], torch.autograd.grad(value, theta)[0], atol=1e-12)
+
+
+@EVERY
+def test_many_models_are_measured_as_one_by_one(name, monkeypatch):
+    case = ALL[name]()
+    problem, queries = case.problem, case.problem.queries(case.queries)
+    measured = make_measurement("loss", problem.loss)
+    models = problem.parameters + 0.1 * directions(problem, 5)
+    monkeypatch.setattr("whence.calculus.gradients._STACK_BYTES", 2 * len(queries) * 8 * 40)
+    found = measure_many(problem, measured, queries, at=models)
+    expected = [measure(problem.at(theta), measured, queries) for theta in models]
+    assert_allclose(found, torch.stack(expected), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CONVEX)

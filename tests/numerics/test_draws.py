@@ -1,12 +1,15 @@
 """An example draws the same numbers wherever it stands; intervals are of five standard errors."""
 
+from math import comb
+
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
 from torch import Tensor
 
-from whence.numerics.draws import Words, keys, order, signs
+from whence.errors import BadArgument
+from whence.numerics.draws import Words, keys, order, signs, subsets
 
 COUNT = 2000
 """Examples, and with a hundred signs each the draws behind every interval."""
@@ -127,3 +130,37 @@ def test_the_order_of_examples_tells_nothing_of_their_signs(seed):
     first = order(seed, numbered())[: COUNT // 4]
     found = drawn(seed, 128)[first]
     assert found.mean(0).abs().max() < 5 / len(first) ** 0.5
+
+
+# ------------------------------------------------------------------ subsets
+
+
+def test_subsets_are_of_the_same_ids_in_every_order_of_the_data():
+    shuffled = np.random.default_rng(1).permutation(COUNT)
+    found = subsets(5, keys(shuffled), count=3, size=700)
+    assert torch.equal(found, subsets(5, numbered(), count=3, size=700)[:, shuffled])
+
+
+def test_subsets_have_the_size_that_was_asked_for_and_differ():
+    found = subsets(0, numbered(7), count=comb(7, 3), size=3)
+    assert (found.sum(1) == 3).all()
+    assert len({tuple(row) for row in found.tolist()}) == comb(7, 3)
+
+
+def test_the_first_subsets_do_not_depend_on_how_many_are_drawn():
+    few, many = (subsets(2, numbered(50), count=count, size=20) for count in (4, 30))
+    assert torch.equal(many[:4], few)
+
+
+def test_examples_are_in_subsets_equally_often_and_independently():
+    """Of 400 halves an example is in 200 +- 10; two examples share 100 +- 8.7."""
+    found = subsets(3, numbered(200), count=400, size=100).double()
+    assert (found.sum(0) - 200).abs().max() < 5 * 10
+    shared = (found.T @ found)[~torch.eye(200, dtype=torch.bool)]
+    assert (shared - 400 * 100 * 99 / (200 * 199)).abs().max() < 5.5 * 8.7  # 20,000 pairs
+
+
+@pytest.mark.parametrize(("count", "size"), [(11, 9), (2, 10), (1, 11), (0, 5)])
+def test_more_subsets_than_there_are_cannot_be_drawn(count, size):
+    with pytest.raises(BadArgument, match="of that size"):
+        subsets(0, numbered(10), count=count, size=size)

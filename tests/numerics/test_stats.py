@@ -185,3 +185,40 @@ def test_impossible_choices_are_refused():
         stats.spread(np.arange(5.0), 0)
     with pytest.raises(BadData):
         stats.spread([1.0, np.nan, 3.0], 2)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_reliability_is_the_agreement_of_a_second_set_of_measurements(seeds):
+    random = np.random.default_rng(0)
+    true = random.normal(size=(1, 3, 4000))
+    runs = true + 1.5 * random.normal(size=(2, seeds, 3, 4000))
+    found = stats.reliability(runs[0])
+    # a rank correlation over 4,000 has the standard error 1 / sqrt(4000)
+    agreement = stats.spearman(runs[0].mean(0), runs[1].mean(0))
+    np.testing.assert_allclose(found, agreement, atol=5 / np.sqrt(4000))
+    reached = stats.spearman(true[0], runs[0].mean(0))
+    np.testing.assert_allclose(np.sqrt(found), reached, atol=5 / np.sqrt(4000))
+
+
+def test_two_measurements_are_two_halves():
+    random = np.random.default_rng(0)
+    runs = random.normal(size=30) + 0.5 * random.normal(size=(2, 1, 30))
+    r = scipy.stats.spearmanr(*runs[:, 0]).statistic
+    assert stats.reliability(runs)[0] == pytest.approx(2 * r / (1 + r))
+
+
+def test_reliability_needs_two_measurements_and_effects_that_vary():
+    runs = np.random.default_rng(0).normal(size=(2, 3, 30))
+    assert np.isnan(stats.reliability(runs[:1])).all()
+    runs[:, 1] = 0.0
+    assert list(np.isnan(stats.reliability(runs))) == [False, True, False]
+    assert stats.reliability(np.stack([runs[0], -runs[0]]))[0] == 0  # measurements that contradict
+
+
+def test_a_mean_over_queries_counts_those_that_have_a_number():
+    x, y = related(3, 20, 0.5)
+    y[1] = 2.0
+    interval = stats.bootstrap_interval(stats.spearman, x, y, over_queries=stats.mean, seed=1)
+    assert interval[0] < stats.mean(stats.spearman(x, y)) < interval[1]
+    assert stats.mean([1.0, np.nan, 3.0]) == 2.0
+    assert np.isnan(stats.mean([np.nan]))

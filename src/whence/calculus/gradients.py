@@ -21,6 +21,9 @@ from whence.core.scores import Measurement
 from whence.errors import NonFinite, NotPerExample, Unsupported
 from whence.numerics.vectors import Layout
 
+_STACK_BYTES = 64 * 2**20
+"""Activations of the models that are measured at a time."""
+
 _VECTORISED: WeakKeyDictionary[nn.Module, tuple[Forward, Layout, bool]] = WeakKeyDictionary()
 """What is known of each model, for one way to call it and one choice of parameters."""
 
@@ -252,9 +255,49 @@ def measure(problem: Problem, measurement: Measurement, queries: Queries) -> Ten
         NotPerExample: the measurement is not one value per query.
         NonFinite: a value is not a number.
     """
-    function = cast("Callable[[Tensor, Tensor], Tensor]", measurement.function)
     with torch.no_grad():
-        values = function(problem.outputs(problem.parameters, queries.inputs), queries.targets)
+        return _measured(measurement, problem.outputs(problem.parameters, queries.inputs), queries)
+
+
+def measure_many(
+    problem: Problem, measurement: Measurement, queries: Queries, *, at: Tensor
+) -> Tensor:
+    """The measurement of every query under each of M models, all models together.
+
+    Args:
+        problem: model.
+        measurement: `(outputs, targets) -> one value per query`.
+        queries: Q queries.
+        at: (M, P) parameters of the models.
+
+    Returns:
+        (M, Q).
+
+    Raises:
+        NotPerExample: the measurement is not one value per query.
+        NonFinite: a value is not a number.
+    """
+    together = max(1, _STACK_BYTES // (len(queries) * problem.example_bytes()))
+    rows: list[Tensor] = []
+    with torch.no_grad():
+        for parameters in at.split(together):
+            outputs = _outputs_of_many(problem, parameters, queries.inputs)
+            rows += [_measured(measurement, values, queries) for values in outputs]
+    return torch.stack(rows)
+
+
+def _outputs_of_many(problem: Problem, parameters: Tensor, inputs: Tree) -> Tensor:
+    """(M, Q, ...) outputs of M models."""
+    if not is_vectorised(problem):
+        return torch.stack([problem.outputs(theta, inputs) for theta in parameters])
+    with StackedLinear():
+        return vmap(lambda theta: problem.outputs(theta, inputs))(parameters)
+
+
+def _measured(measurement: Measurement, outputs: Tensor, queries: Queries) -> Tensor:
+    """(Q,) values from the outputs (Q, ...) of one model."""
+    function = cast("Callable[[Tensor, Tensor], Tensor]", measurement.function)
+    values = function(outputs, queries.targets)
     if values.shape != (len(queries),):
         raise NotPerExample(
             found=f"The measurement {measurement.name!r} returned shape {tuple(values.shape)} "

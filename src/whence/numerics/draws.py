@@ -7,11 +7,14 @@ Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generator
 """
 
 from hashlib import blake2b
+from math import comb
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from whence.errors import BadArgument
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 """Unsigned integers of 64 bits; their products and sums wrap around."""
@@ -61,6 +64,44 @@ def order(seed: int, key: Words) -> Tensor:
     # Words of their own: those of the signs would put examples with equal signs side by side.
     places = _hash(_of(seed, key) - _STEP)
     return torch.from_numpy(np.argsort(places, kind="stable"))
+
+
+def subsets(seed: int, key: Words, *, count: int, size: int) -> Tensor:
+    """Different random subsets, each of the `size` examples that come first in an order of its own.
+
+    Args:
+        seed: of the draw.
+        key: (N,) from `keys`.
+        count: M, how many.
+        size: examples in each.
+
+    Returns:
+        (M, N) bool, True for the examples of a subset.
+
+    Raises:
+        BadArgument: there are not so many different subsets of this size.
+
+    >>> inside = subsets(0, keys(np.arange(6)), count=15, size=4)
+    >>> len({tuple(row) for row in inside.tolist()}), inside.sum(1).unique()
+    (15, tensor([4]))
+    """
+    available = comb(len(key), size)
+    if not 1 <= count <= available:
+        raise BadArgument(
+            found=f"{count:,} different subsets were asked for, of {size:,} of {len(key):,} "
+            "examples each.",
+            why=f"There are {available:,} of that size; the same one twice tells nothing new.",
+            remedy=f"Ask for at most {available:,}, or for another size.",
+        )
+    found: dict[bytes, Tensor] = {}
+    draw = 0
+    while len(found) < count:
+        word = np.random.SeedSequence((abs(seed), draw)).generate_state(1)[0]
+        inside = torch.zeros(len(key), dtype=torch.bool)
+        inside[order(int(word), key)[:size]] = True
+        found.setdefault(inside.numpy().tobytes(), inside)
+        draw += 1
+    return torch.stack(list(found.values()))
 
 
 def _of(seed: int, key: Words) -> Words:

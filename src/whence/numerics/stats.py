@@ -5,6 +5,7 @@ of (Q, M) arrays is one number per row; constant rows have no correlation and gi
 """
 
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,16 +47,24 @@ def median(values: ArrayLike) -> float:
     return float(np.median(numbers)) if numbers.size else float("nan")
 
 
+def mean(values: ArrayLike) -> float:
+    """Mean of the values that are numbers; NaN if none is."""
+    numbers = np.asarray(values, dtype=float)
+    numbers = numbers[np.isfinite(numbers)]
+    return float(np.mean(numbers)) if numbers.size else float("nan")
+
+
 def bootstrap_interval(
     statistic: Statistic,
     predicted: ArrayLike,
     actual: ArrayLike,
     *,
+    over_queries: Callable[[ArrayLike], float] = median,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of the median over queries of a statistic, drawing examples anew.
+    """Percentile interval of a statistic over all queries, drawing examples anew.
 
     Columns are drawn for all rows together, because the effects of one example on several queries
     come from one retraining.
@@ -64,6 +73,7 @@ def bootstrap_interval(
         statistic: one of the functions above.
         predicted: (Q, M) or (M,).
         actual: the same shape.
+        over_queries: makes one number of those of all queries: `median` or `mean`.
         level: probability inside the interval.
         draws: bootstrap samples.
         seed: of the draws.
@@ -82,7 +92,7 @@ def bootstrap_interval(
     found: list[float] = []
     for _ in range(draws):
         columns = generator.integers(0, x.shape[1], x.shape[1])
-        found.append(median(statistic(x[:, columns], y[:, columns])))
+        found.append(over_queries(statistic(x[:, columns], y[:, columns])))
     numbers = np.asarray(found)
     numbers = numbers[np.isfinite(numbers)]
     if numbers.size == 0:
@@ -105,6 +115,32 @@ def noise_ceiling(total_variance: ArrayLike, noise_variance: ArrayLike) -> Float
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(total > 0, noise / total, np.nan)
     return np.sqrt(np.clip(1 - share, 0, None))
+
+
+def reliability(runs: ArrayLike) -> Floats:
+    """Rank correlation of a mean over S measurements with the mean over S others like them.
+
+        r = mean over pairs of measurements of their rank correlation
+        reliability = S r / (1 + (S - 1) r)
+
+    With two measurements r is the correlation of the two halves. Effects that were known exactly
+    would reach the square root of the reliability, and no prediction can do better.
+
+    Args:
+        runs: (S, Q, M) effects, measured S times.
+
+    Returns:
+        (Q,), between 0 and 1; NaN for a single measurement, or where effects do not vary.
+
+    Source: the formula of Spearman 1910 and Brown 1910, for S halves (cited from memory).
+    """
+    measured = np.asarray(runs, dtype=float)
+    count = len(measured)
+    if count < 2:
+        return np.full(measured.shape[1], np.nan)
+    pairs = combinations(measured, 2)
+    r = np.clip(np.mean([spearman(one, other) for one, other in pairs], axis=0), 0, None)
+    return count * r / (1 + (count - 1) * r)
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
