@@ -227,8 +227,17 @@ class Course:
             batch: the examples of this step.
             at: its number, from 0.
         """
+        return self.update(state, grad(self.loss)(state[0], batch, weights), at=at)
+
+    def update(self, state: Tensor, slope: Tensor, *, at: int) -> Tensor:
+        """The part of a step that knows no example: the next state.
+
+        Args:
+            state: (S, P).
+            slope: (P,) gradient of `loss`.
+            at: the number of the step, from 0.
+        """
         theta, lr = state[0], self.lr(at)
-        slope = grad(self.loss)(theta, batch, weights)
         if self.training.clip is not None:
             slope = slope * (self.training.clip / (slope.norm() + 1e-6)).clamp(max=1)
         then = self.optimizer.step(state, slope, lr=lr, count=at + 1)
