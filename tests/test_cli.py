@@ -198,7 +198,7 @@ def test_several_inputs_keep_their_names(tmp_path: Path):
 
 def test_a_run_holds_the_scores_the_story_and_the_page_of_the_story():
     run = Run.open(make_run(), check_hashes=True)
-    assert set(run.files) == {"scores.npz", "story.json", "report.html"}
+    assert set(run.files) == {"scores.npz", "album.npz", "story.json", "report.html"}
     assert run.problem == f"{Path('train.py').resolve()}:problem"  # valid from every folder
     problem = load_problem("train.py:problem")
     scores = whence.explain(problem, load_queries("queries.npz"))
@@ -434,7 +434,7 @@ def test_ctrl_c_ends_with_a_plain_line(monkeypatch: pytest.MonkeyPatch):
 def test_ctrl_c_while_writing_leaves_the_earlier_run(monkeypatch: pytest.MonkeyPatch):
     run = make_run()
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    monkeypatch.setattr("whence.cli.runs.render", interrupt)
+    monkeypatch.setattr("whence.report.runs.render", interrupt)
     result = call("explain train.py:problem --query train.py:queries --out runs/why")
     assert result.exit_code == 130
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before

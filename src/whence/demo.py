@@ -17,12 +17,13 @@ from torch.nn import functional as F
 import whence
 from whence import datasets
 from whence.calculus.gradients import measure
-from whence.cli.runs import save_run
 from whence.core.batches import Data, make_data
 from whence.core.problem import Problem
 from whence.errors import NotConverged
 from whence.progress import track
 from whence.report import tell
+from whence.report.album import make_album
+from whence.report.runs import save_run
 
 HIDDEN = 24
 WEIGHT_DECAY = 1e-2
@@ -49,7 +50,8 @@ def run(folder: str | Path, *, examples: int = 40) -> dict[str, Any]:
     verified = whence.verify(digits, scores, examples=examples)
     title = "Why a small network misreads these digits"
     story = tell(digits, verified.scores, verification=verified, title=title)
-    save_run(folder, verified.scores, story, problem="whence.demo:problem")
+    album = make_album(digits, verified.scores)
+    save_run(folder, verified.scores, story, album=album, problem="whence.demo:problem")
     return story
 
 

@@ -208,7 +208,7 @@ def test_an_explanation_of_before_there_were_sections_can_get_one(call, make_run
     opened = Run.open(run)
     story = opened.read_json("story.json")
     old = {name: value for name, value in story.items() if name != "sections"} | {"version": 1}
-    from whence.cli.runs import retell
+    from whence.report.runs import retell
 
     retell(opened, old)
     assert call(f"report {run}").exit_code == 0

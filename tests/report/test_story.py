@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from whence.errors import BadArgument, Stale
-from whence.report.story import BINS, histogram, tell, tell_sections, trust, with_sections
+from whence.report.story import tell, tell_sections, trust, with_sections
 from whence.sections import Section, Table
 
 PICTURES, LABELS = load_digits(return_X_y=True)
@@ -129,15 +129,6 @@ def test_scores_of_another_model_are_refused(make_problem, make_scores):
     scores = make_scores(problem).with_report(fingerprint={"parameters": "0000" * 8})
     with pytest.raises(Stale, match="parameters 00000000"):
         tell(problem, scores)
-
-
-def test_a_histogram_counts_every_effect_and_puts_none_in_the_middle():
-    effects = np.array([-2.0, 0.0, 0.0, 1.0])
-    counted = histogram(effects)
-    assert sum(counted["counts"]) == 4
-    assert counted["counts"][BINS // 2] == 2
-    assert (counted["low"], counted["high"]) == (-2.0, 2.0)
-    assert histogram(np.zeros(3))["counts"][BINS // 2] == 3
 
 
 def test_queries_are_shown_as_the_user_gave_them(make_problem, make_scores):

@@ -115,8 +115,9 @@ def explain(
     import whence
     from whence.cli import tables
     from whence.cli.references import absolute, load_problem, load_queries
-    from whence.cli.runs import save_run
     from whence.report import tell
+    from whence.report.album import make_album
+    from whence.report.runs import save_run
 
     trained = load_problem(problem)
     asked = load_queries(queries)
@@ -125,7 +126,8 @@ def explain(
     scores = scores if checked is None else checked.scores
     story = tell(trained, scores, verification=checked, **given(top=top))
     if out is not None:
-        save_run(out, scores, story, problem=absolute(problem))
+        album = make_album(trained, scores)
+        save_run(out, scores, story, album=album, problem=absolute(problem))
     return _explained(story, tables.explanation, out)
 
 
@@ -148,8 +150,9 @@ def verify(run: Path, problem: str | None, examples: int | None, seed: int | Non
     import whence
     from whence.cli import tables
     from whence.cli.references import absolute, load_problem
-    from whence.cli.runs import SCORES, STORY, open_run, problem_of, save_run
     from whence.report import tell, with_sections
+    from whence.report.album import make_album
+    from whence.report.runs import SCORES, STORY, open_run, problem_of, save_run
 
     opened = open_run(run)
     old = opened.read_json(STORY)
@@ -160,7 +163,8 @@ def verify(run: Path, problem: str | None, examples: int | None, seed: int | Non
     top = max(len(query[side]) for query in old["queries"] for side in ("proponents", "opponents"))
     story = tell(trained, checked.scores, verification=checked, top=max(top, 1), title=old["title"])
     story = with_sections(story, old.get("sections", ()))
-    save_run(run, checked.scores, story, problem=reference)
+    album = make_album(trained, checked.scores)
+    save_run(run, checked.scores, story, album=album, problem=reference)
     return _explained(story, tables.verification, run)
 
 
@@ -175,8 +179,8 @@ def verify(run: Path, problem: str | None, examples: int | None, seed: int | Non
 @quiet_option
 def report(run: Path, out: Path | None) -> Answer:
     """Draw the report of a run again, as one HTML file."""
-    from whence.cli.runs import EXPLANATION, STORY, USE, open_run, retell
     from whence.report import render
+    from whence.report.runs import EXPLANATION, STORY, USE, open_run, retell
     from whence.store import write_atomically
 
     opened = open_run(run, kinds=(EXPLANATION, USE))

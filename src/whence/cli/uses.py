@@ -146,8 +146,8 @@ def _answer(callback: Callback, words: dict[str, Any]) -> Answer:
 
 def _open(folder: Path, problem: "Problem") -> "Run":
     """The run of an explanation of this very problem; refused before anything is computed."""
-    from whence.cli.runs import SCORES, open_run
     from whence.core.scores import Scores
+    from whence.report.runs import SCORES, open_run
 
     run = open_run(folder)
     Scores.load(run.path(SCORES)).refuse_other(
@@ -160,8 +160,8 @@ def _keep(
     result: "Result", place: "Run | Path | None", asked: Asked, reference: str
 ) -> Path | None:
     """Writes a run of its own into a folder, or a section into a run; the path of the page."""
-    from whence.cli.runs import STORY, retell, save_use
     from whence.report import tell_sections, with_sections
+    from whence.report.runs import STORY, retell, save_use
 
     if place is None:
         return None

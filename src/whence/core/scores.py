@@ -199,8 +199,19 @@ class Scores:
         Raises:
             BadArgument: there is no such query or no such training example.
         """
+        return float(self._row(query)[self.position(example_id)])
+
+    def position(self, example_id: int | str) -> int:
+        """The column of a training example, 0 to N - 1.
+
+        Args:
+            example_id: one of `train_ids`.
+
+        Raises:
+            BadArgument: there is no such training example.
+        """
         try:
-            position = self._positions[example_id]
+            return self._positions[example_id]
         except (KeyError, TypeError):
             ids = self.train_ids.tolist()
             raise BadArgument(
@@ -208,7 +219,6 @@ class Scores:
                 why=f"There are {len(ids):,} ids, {ids[0]!r} the first and {ids[-1]!r} the last.",
                 remedy="Use an id from scores.train_ids; 7 and '7' are different ids.",
             ) from None
-        return float(self._row(query)[position])
 
     def half_of_influence(self, query: int = 0) -> int:
         """The smallest number of training examples that carry half of sum_i |effect[q, i]|.

@@ -9,18 +9,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from whence.errors import BadArgument
 from whence.report.facts import choose_facts
-from whence.report.sentences import answer, count, predicts_number, says, without
+from whence.report.queries import AtHand, tell_measurement, tell_query
+from whence.report.sentences import answer, count
 from whence.sections import Section
 from whence.store.jsonable import as_json, json_text
 from whence.version import __version__
 
 if TYPE_CHECKING:  # a story is read and shown on machines without torch
     from whence.core.problem import Problem
-    from whence.core.scores import Effect, Scores
+    from whence.core.scores import Scores
     from whence.uses.base import Result
     from whence.verification import Verification
 
@@ -37,9 +36,6 @@ READ = (1, 2)
 
 _LEVELS = {"good": 0.8, "fair": 0.4}
 """The least correlation between predicted and actual effects."""
-
-BINS = 41
-"""Of the histogram of all effects on a query; odd, so that one bin is centred on no effect."""
 
 
 def tell(
@@ -76,13 +72,13 @@ def tell(
         why="The report would show the wrong pictures beside the numbers.",
     )
     positions = _check_queries(queries, len(scores.query_ids))
-    teller = _Teller(problem, scores, top)
+    shown = AtHand(problem, scores)
     report = scores.report
     checked = None if verification is None else verification.to_json()
     story: Json = {
         **_opening(title or _title(problem, len(positions))),
         "problem": problem.facts(),
-        "measurement": _measurement(scores),
+        "measurement": tell_measurement(scores),
         "method": {
             "name": report.get("method"),
             "reason": report.get("reason"),
@@ -90,7 +86,7 @@ def tell(
             "curvature": report.get("curvature"),
         },
         "facts": choose_facts(report),
-        "queries": [teller.query(position) for position in positions],
+        "queries": [tell_query(scores, shown, position, top=top) for position in positions],
         "verification": checked,
         "trust": trust(checked, is_calibrated=scores.is_calibrated),
         "warnings": list(report.get("warnings") or []),
@@ -146,20 +142,6 @@ def with_sections(story: Mapping[str, Any], sections: "Sequence[Told]") -> Json:
     return {**story, "version": VERSION, "sections": told}
 
 
-def histogram(effects: np.ndarray) -> Json:
-    """How many effects lie in each of `BINS` equal bins around zero.
-
-    Args:
-        effects: (N,) of one query.
-
-    Returns:
-        {"low", "high", "counts"}; low = -high.
-    """
-    reach = float(np.abs(effects).max(initial=0.0)) or 1.0
-    counts, _ = np.histogram(effects, bins=BINS, range=(-reach, reach))
-    return {"low": -reach, "high": reach, "counts": counts.tolist()}
-
-
 def trust(verification: Mapping[str, Any] | None, *, is_calibrated: bool = True) -> Json:
     """How far to believe the effects: {"level", "title", "sentence"}.
 
@@ -183,76 +165,6 @@ def trust(verification: Mapping[str, Any] | None, *, is_calibrated: bool = True)
         "title": verification["verdict"],
         "sentence": verification["sentence"],
     }
-
-
-class _Teller:
-    """Shows and words queries; remembers the training examples that it has already shown."""
-
-    def __init__(self, problem: "Problem", scores: "Scores", top: int) -> None:
-        self.problem = problem
-        self.scores = scores
-        self.top = top
-        self.is_labelled = bool(scores.report.get("are_labelled", True))
-        self.positions = {name: i for i, name in enumerate(problem.data.ids.tolist())}
-        self.shown: dict[int, Json] = {}
-
-    def query(self, position: int) -> Json:
-        """The block of one query."""
-        inputs, target = _one(self.scores.queries, position)
-        label = None if target is None else self.problem.label_name(target)
-        top = self.scores.top(self.top, query=position)
-        query: Json = {
-            "id": self.scores.query_ids[position],
-            "position": position,
-            "display": self.display(position, inputs, target),
-            "label": label,
-            "is_labelled": self.is_labelled and label is not None,
-            "prediction": self.problem.prediction_of(inputs),
-            "value": float(self.scores.baseline[position]),
-            "half_of_influence": self.scores.half_of_influence(position),
-            "distribution": histogram(self.scores.values[position]),
-            "proponents": [self.example(effect) for effect in top.proponents],
-            "opponents": [self.example(effect) for effect in top.opponents],
-        }
-        query["predicts_number"] = predicts_number(query["prediction"])
-        opening = says(query["prediction"], label, is_labelled=self.is_labelled)
-        sentence = f"{opening} {without(query, _measurement(self.scores))}"
-        return query | {"sentence": sentence.strip()}
-
-    def display(self, position: int, inputs: Any, target: Any) -> Json:
-        """A query as the user gave it, where the model was given a prepared form of it."""
-        if "displays" in self.scores.queries:
-            return json.loads(str(self.scores.queries["displays"][position]))
-        return self.problem.show_query(inputs, target)
-
-    def example(self, effect: "Effect") -> Json:
-        """One training example and its effect."""
-        position = self.positions[effect.id]
-        if position not in self.shown:
-            self.shown[position] = {
-                "id": effect.id,
-                "display": self.problem.show(position),
-                "label": self.problem.label_of(position),
-            }
-        return self.shown[position] | {"effect": effect.effect}
-
-
-def _one(queries: Mapping[str, np.ndarray], position: int) -> tuple[Any, Any]:
-    """Inputs and target of one query, in the structure that the model takes.
-
-    They are copies: torch warns of the arrays of scores, which cannot be written to.
-    """
-    rows = {name: np.array(array[position]) for name, array in queries.items()}
-    target = rows.get("targets")
-    if "inputs" in rows:
-        return rows["inputs"], target
-    parts = {
-        name.removeprefix("inputs/"): row
-        for name, row in rows.items()
-        if name.startswith("inputs/")
-    }
-    is_tuple = list(parts) == [str(i) for i in range(len(parts))]
-    return tuple(parts.values()) if is_tuple else parts, target
 
 
 def _opening(title: str) -> Json:
@@ -283,17 +195,6 @@ def _section(told: object) -> Json:
 
 def _strict(value: Json) -> Json:
     return json.loads(json_text(as_json(value, "the story")))
-
-
-def _measurement(scores: "Scores") -> Json:
-    return {
-        "name": scores.measurement.name,
-        "unit": scores.measurement.unit if scores.is_calibrated else "arbitrary",
-        "value_unit": scores.measurement.unit,
-        "higher_is_better": bool(scores.measurement.higher_is_better),
-        "is_calibrated": bool(scores.is_calibrated),
-        "sign": scores.sign_sentence,
-    }
 
 
 def _title(problem: "Problem", queries: int) -> str:

@@ -3,8 +3,10 @@
 runs/why/
     manifest.json   what is here, when it was made, and where its problem is found
     scores.npz      every effect of every training example on every query
+    album.npz       how queries and training examples look, their labels, what the model says
     story.json      what the page tells, for programs
     report.html     the page
+    journal/        what people do with it later, in the explorer
 
 A run of one use, such as `whence remove`, holds `result.json` (every number) in the place of the
 scores.
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whence.errors import BadArgument, NotARun
-from whence.report import render
+from whence.report.album import Album
+from whence.report.html import render
 from whence.store import Draft, Run, write_atomically, writing
 
 if TYPE_CHECKING:  # a story is read and shown without torch
@@ -26,10 +29,16 @@ EXPLANATION, USE = "explanation", "use"
 """Kinds of runs."""
 
 SCORES, RESULT, STORY, REPORT = "scores.npz", "result.json", "story.json", "report.html"
+ALBUM = "album.npz"
 
 
 def save_run(
-    folder: str | Path, scores: "Scores", story: Mapping[str, Any], *, problem: str | None
+    folder: str | Path,
+    scores: "Scores",
+    story: Mapping[str, Any],
+    *,
+    album: Album,
+    problem: str | None,
 ) -> Path:
     """Writes a run, whole or not at all.
 
@@ -37,6 +46,7 @@ def save_run(
         folder: to make; an earlier run in it is replaced.
         scores: which the story tells of.
         story: from `whence.report.tell`.
+        album: from `whence.report.album.make_album`.
         problem: reference by which `whence verify` finds the problem again.
 
     Returns:
@@ -47,6 +57,7 @@ def save_run(
     """
     with writing(folder, kind=EXPLANATION, problem=problem) as draft:
         scores.save(draft.path(SCORES))
+        album.save(draft.path(ALBUM))
         _put_story(draft, story)
     return Path(folder) / REPORT
 

@@ -1,0 +1,22 @@
+"""Runs of explanations on the disk."""
+
+import pytest
+
+from whence.errors import BadArgument, NotARun
+from whence.report.runs import USE, open_run, problem_of
+from whence.store import writing
+
+
+def test_only_runs_of_the_kind_that_was_asked_for_are_opened(tmp_path):
+    with writing(tmp_path / "use", kind=USE) as draft:
+        draft.put_json("result.json", {})
+    with pytest.raises(NotARun, match="kind 'use'"):
+        open_run(tmp_path / "use")
+    assert open_run(tmp_path / "use", kinds=(USE,)).kind == USE
+
+
+def test_a_run_that_does_not_say_where_its_problem_is_names_the_remedy(tmp_path):
+    with writing(tmp_path / "use", kind=USE) as draft:
+        draft.put_json("result.json", {})
+    with pytest.raises(BadArgument, match="--problem"):
+        problem_of(open_run(tmp_path / "use", kinds=(USE,)))
