@@ -21,7 +21,7 @@ from whence.explanation import explain
 from whence.methods.base import Fitted
 from whence.methods.influence import Influence
 from whence.numerics import stats
-from whence.uses.whatif import Outcome, relabel, remove, replace, upweight
+from whence.uses.whatif import Outcome, relabel, remove, replace, revise, upweight
 
 LINEAR = ["ridge", "ridge_free_intercept", "multinomial", "class_weighted", "smooth_hinge"]
 RECIPES = {
@@ -91,6 +91,30 @@ def test_a_relabelling_is_a_replacement_by_another_label():
     other = replace(case.problem, case.queries, example=5, with_=new, retrain=True)
     assert_allclose(one.predicted, other.predicted, rtol=1e-12)
     assert_allclose(one.actual, other.actual, rtol=1e-12)
+
+
+def test_a_revision_is_a_removal_and_a_relabelling_at_once():
+    case = problems.multinomial()
+    problem, queries = case.problem, case.queries
+    removed = remove(problem, queries, group=[2, 5], method="exact")
+    assert_allclose(
+        revise(problem, queries, remove=[2, 5], method="exact").predicted, removed.predicted
+    )
+    relabelled = relabel(problem, queries, example=7, label=1, method="exact")
+    alone = revise(problem, queries, relabel={7: 1}, method="exact")
+    assert_allclose(alone.predicted, relabelled.predicted)
+    both = revise(problem, queries, remove=[2, 5], relabel={7: 1}, method="exact", retrain=True)
+    assert_allclose(both.first_order, removed.first_order + relabelled.first_order, rtol=1e-8)
+    assert stats.pearson(both.predicted, both.actual) > 0.99
+    assert both.train_ids.tolist() == [2, 5, 7]
+    assert both.words == "without 2 training examples and with training example 7 relabelled"
+
+
+def test_a_revision_of_nothing_and_of_one_example_twice_is_refused():
+    case = problems.multinomial()
+    for changes in ({}, {"remove": [3], "relabel": {3: 1}}):
+        with pytest.raises(BadArgument):
+            revise(case.problem, case.queries, **changes)
 
 
 def test_a_weight_of_zero_removes_and_a_weight_of_one_does_nothing():

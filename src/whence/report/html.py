@@ -6,12 +6,13 @@ style and script by their hashes; a training text that looks like a script stays
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from whence.errors import WrongVersion
@@ -104,9 +105,9 @@ def render(story: Mapping[str, Any]) -> str:
             why=f"This version of whence shows {FORMAT!r}, versions {READ[0]} to {READ[-1]}.",
             remedy="Tell the story anew with whence.report.tell(problem, scores).",
         )
-    style, script = _static("style.css"), _static("page.js")
+    style, script = static("style.css"), static("page.js")
     return (
-        _environment()
+        environment("report")
         .get_template("page.html")
         .render(
             story=for_page(dict(story)),
@@ -123,9 +124,15 @@ def _write(story: Mapping[str, Any], path: str | Path) -> Path:
     return path
 
 
-def _environment() -> Environment:
+@cache
+def environment(*packages: str) -> Environment:
+    """Templates with the words, numbers and charts of a report at hand; every value is escaped.
+
+    Args:
+        packages: of whence, in whose folders `static` templates are looked for.
+    """
     environment = Environment(
-        loader=PackageLoader("whence.report", "static"),
+        loader=ChoiceLoader([PackageLoader(f"whence.{name}", "static") for name in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -156,8 +163,9 @@ def _environment() -> Environment:
     return environment
 
 
-def _static(name: str) -> str:
-    return files("whence.report").joinpath("static", name).read_text(encoding="utf-8")
+def static(name: str, package: str = "report") -> str:
+    """A file of the page itself, such as "style.css"."""
+    return files(f"whence.{package}").joinpath("static", name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

@@ -4,9 +4,10 @@ Every function predicts the change of each query's measurement, and on request t
 the actual one. Positive: the measurement goes up after the change.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace as renewed
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -144,6 +145,59 @@ def relabel(
     return asked.answer(queries, measurement, method, retrain=retrain)
 
 
+def revise(
+    problem: Problem,
+    queries: object,
+    *,
+    remove: Sequence[int | str] | np.ndarray = (),
+    relabel: Mapping[int | str, object] | None = None,
+    retrain: Retrain = False,
+    measurement: MeasurementLike = None,
+    method: MethodLike = "auto",
+) -> "Outcome":
+    """What happens when some training examples are left out and others get other labels.
+
+    One change, with one solve: what a review of the labels led to, for example.
+
+    Args:
+        problem: what was trained.
+        queries: as for `remove`.
+        remove: ids of the training examples to leave out.
+        relabel: new labels by id of the training example.
+        retrain: as for `remove`.
+        measurement: as in `explain`.
+        method: as in `explain`.
+
+    Raises:
+        BadArgument: nothing to change, an id that does not exist, or one named twice.
+        UnknownName: there is no such class.
+    """
+    labels = dict(relabel or {})
+    positions = positions_of(problem, [*np.asarray(remove).tolist(), *labels])
+    left_out, kept = np.split(positions, [len(positions) - len(labels)])
+    words = " and ".join(
+        words
+        for words, some in (
+            (f"without {_named(problem, left_out)}", left_out),
+            (f"with {_named(problem, kept)} relabelled", kept),
+        )
+        if len(some)
+    )
+    change = removal(positions)
+    if labels:
+        _, targets = problem.data.take(torch.as_tensor(positions))
+        targets = cast("torch.Tensor", targets).clone()
+        for row, label in enumerate(labels.values(), start=len(left_out)):
+            targets[row] = problem.code_of(label).to(targets)
+        change = replacement(problem, positions, targets=targets)
+        weights = change.weights.clone()
+        weights[: len(left_out)] = 0.0
+        change = renewed(change, weights=weights)
+    return Asked("revise", words, change, problem).answer(
+        queries, measurement, method, retrain=retrain
+    )
+
+
 def replace(
     problem: Problem,
     queries: object,
@@ -257,7 +311,7 @@ class Outcome(Result):
     """Predicted and actual effects of one change of the training data.
 
     Args:
-        kind: which change: "remove", "upweight", "relabel" or "replace".
+        kind: which change: "remove", "upweight", "relabel", "revise" or "replace".
         words: the change in words.
         response: predicted effects, and how they were computed.
         retraining: actual effects; None where nothing was trained again.
