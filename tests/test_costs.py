@@ -45,6 +45,18 @@ def test_method_removal_unit_and_sign_are_those_of_the_scores(method: str, measu
     assert (plan.queries, plan.examples) == scores.values.shape
 
 
+@pytest.mark.parametrize("method", ["gradcos", "embedding", "loss"])
+def test_baselines_have_an_arbitrary_unit_and_a_cost(method: str):
+    problem, queries = network()
+    plan = whence.preflight(problem, queries, method=method)
+    scores = whence.explain(problem, queries, method=method)
+    assert (plan.method, plan.unit) == (scores.report["method"], scores.unit)
+    assert plan.unit == "arbitrary"
+    assert plan.removal is None
+    assert plan.memory_bytes > scores.values.nbytes
+    assert plan.seconds > 0
+
+
 def test_the_scores_take_as_much_disk_as_was_said(tmp_path: Path):
     problem, (x, y) = network()
     queries = (x.repeat(400, 1), y.repeat(400))

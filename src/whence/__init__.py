@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     from whence.errors import WhenceError
     from whence.explanation import explain, fit
     from whence.fits import load_fit, save_fit
+    from whence.methods.bm25 import BM25
+    from whence.methods.embedding import Embedding
+    from whence.methods.gradcos import GradCos
     from whence.methods.influence import Influence
+    from whence.methods.loss import TrainLoss
     from whence.report import write_report, write_sections
     from whence.sections import Section
     from whence.uses.comparison import Comparison, Views, compare
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
     from whence.uses.perturbation import Perturbation, perturb
     from whence.uses.poisoning import Attack, Poisoning, poison
     from whence.uses.schools import Schools, other_schools
-    from whence.uses.whatif import Outcome, relabel, remove, replace, upweight
+    from whence.uses.whatif import Outcome, relabel, remove, replace, revise, upweight
     from whence.verification import Verification, verify
 
 _HOMES = {
@@ -74,6 +78,10 @@ _HOMES = {
     "write_report": "whence.report",
     "write_sections": "whence.report",
     "Influence": "whence.methods.influence",
+    "BM25": "whence.methods.bm25",
+    "Embedding": "whence.methods.embedding",
+    "GradCos": "whence.methods.gradcos",
+    "TrainLoss": "whence.methods.loss",
     "Exact": "whence.curvature.exact",
     "EKFAC": "whence.curvature.ekfac",
     "KFAC": "whence.curvature.kfac",
@@ -113,10 +121,12 @@ _HOMES = {
     "relabel": "whence.uses.whatif",
     "remove": "whence.uses.whatif",
     "replace": "whence.uses.whatif",
+    "revise": "whence.uses.whatif",
     "upweight": "whence.uses.whatif",
 }
 
 __all__ = [
+    "BM25",
     "CG",
     "EKFAC",
     "KFAC",
@@ -132,8 +142,10 @@ __all__ = [
     "Diagonal",
     "Dual",
     "Effect",
+    "Embedding",
     "Exact",
     "Flip",
+    "GradCos",
     "Identity",
     "Influence",
     "LiSSA",
@@ -150,6 +162,7 @@ __all__ = [
     "Schools",
     "Scores",
     "Section",
+    "TrainLoss",
     "Trainer",
     "Training",
     "Verification",
@@ -172,6 +185,7 @@ __all__ = [
     "relabel",
     "remove",
     "replace",
+    "revise",
     "save_fit",
     "scan_damping",
     "smallest_flip",

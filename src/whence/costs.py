@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whence.calculus.gradients import inner, jacobians
+from whence.calculus.gradients import gradients, inner, jacobians
 from whence.calculus.kronecker import (
     Kronecker,
     batch_size,
@@ -44,6 +44,9 @@ from whence.curvature.refined import Refined
 from whence.explanation import choose
 from whence.methods import Influence, Method, make_method
 from whence.methods.base import MeasurementLike
+from whence.methods.embedding import Embedding
+from whence.methods.gradcos import GradCos
+from whence.methods.loss import TrainLoss
 from whence.tables import html_table, plain_table
 
 CG_STEPS = 30
@@ -169,13 +172,16 @@ def preflight(
     recipe, reason = _resolve(problem, method)
     measured = problem.measurement(measurement)
     curvature = make_curvature(recipe.curvature) if isinstance(recipe, Influence) else None
-    is_calibrated = not isinstance(curvature, Identity)
+    is_calibrated = recipe.is_calibrated and not isinstance(curvature, Identity)
     is_newton = (
         isinstance(recipe, Influence)
         and curvature is not None
         and recipe.takes_newton(problem, curvature)
     )
-    takes = _takes(problem, curvature, len(asked), is_newton=is_newton)
+    if curvature is None:
+        takes = _plain(problem, recipe, len(asked))
+    else:
+        takes = _takes(problem, curvature, len(asked), is_newton=is_newton)
     facts = problem.facts()
     named = dict(problem.model.named_parameters())
     unit = measured.unit if is_calibrated else "arbitrary"
@@ -247,9 +253,26 @@ class _Takes:
     scores_seconds: float | None
 
 
-def _takes(
-    problem: Problem, curvature: Curvature | None, queries: int, *, is_newton: bool
-) -> _Takes:
+def _plain(problem: Problem, recipe: Method, queries: int) -> _Takes:
+    """Methods without a curvature."""
+    table = 2 * 8 * queries * len(problem)
+    if isinstance(recipe, GradCos):
+        batch = problem.batch(torch.arange(min(8, len(problem))))
+        once = _seconds(lambda: gradients(problem, batch)) / len(batch)
+        products = queries * float(len(problem)) * problem.size / _rate()
+        vectors = 2 * queries * problem.size * problem.parameters.element_size()
+        return _Takes(
+            table + vectors + _JACOBIAN_BYTES, 0.0, once * (queries + len(problem)) + products
+        )
+    if isinstance(recipe, TrainLoss | Embedding):
+        batch = problem.batch(_trial_positions(problem, 1))
+        once = _seconds(lambda: problem.losses(problem.parameters, batch)) / len(batch)
+        working = _working_bytes(problem, 1)
+        return _Takes(table + working, once * len(problem), once * queries)
+    return _Takes(None, None, None)
+
+
+def _takes(problem: Problem, curvature: Curvature, queries: int, *, is_newton: bool) -> _Takes:
     estimates: dict[type, Callable[[Problem, Any, int], _Takes]] = {
         Exact: _exact,
         Dual: _dual,
@@ -270,7 +293,7 @@ def _takes(
     stream = _stream(problem, queries)
     table = 2 * 8 * queries * len(problem)  # while it is filled, and as the scores keep it
     held = _held_bytes(problem, curvature)
-    if is_newton and curvature is not None:
+    if is_newton:
         stream += _jacobian_seconds(problem) + curvature.leverage_operations(problem) / _rate()
         held += _jacobian_bytes(problem)
     passing = max(held, _working_bytes(problem, queries))

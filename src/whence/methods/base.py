@@ -4,11 +4,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor
 
+from whence.calculus.gradients import measure
 from whence.core.batches import Batch
 from whence.core.changes import Change
 from whence.core.measurements import Contrast, MeasurementFunction
@@ -115,6 +116,9 @@ class Fitted(ABC):
 class Method(ABC):
     """Recipe for attribution."""
 
+    is_calibrated: ClassVar[bool] = True
+    """False for a principle whose scores mean only their order."""
+
     @abstractmethod
     def fit(self, problem: Problem) -> Fitted:
         """Pays the cost that all queries share.
@@ -122,6 +126,36 @@ class Method(ABC):
         Raises:
             WhenceError: the problem or the method's options do not allow it.
         """
+
+
+@dataclass(frozen=True)
+class Ranking(Fitted):
+    """A baseline: it says in which order training examples help, and no more.
+
+    Args:
+        problem: what it was fitted to.
+        report: how it is called, and what the fit has found.
+        helpfulness: from Q queries to (Q, N) numbers, the larger the more an example helps.
+    """
+
+    helpfulness: Callable[[Queries], np.ndarray]
+
+    def scores(self, queries: object, measurement: MeasurementLike = None) -> Scores:
+        """Numbers in arbitrary units with the sign of effects; see `Fitted.scores`."""
+        started = time.monotonic()
+        asked = self.problem.queries(queries)
+        measured = self.problem.measurement(measurement)
+        sign = -1 if measured.higher_is_better else 1
+        takes_part = (self.problem.weights > 0).cpu().numpy()
+        return make_scores(
+            self.problem,
+            asked,
+            measured,
+            values=np.where(takes_part, sign * self.helpfulness(asked), 0.0),
+            baseline=measure(self.problem, measured, asked),
+            report={**self.report, "is_calibrated": False},
+            started=started,
+        )
 
 
 def stream(
