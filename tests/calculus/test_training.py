@@ -126,6 +126,19 @@ def test_a_long_gradient_is_clipped() -> None:
     assert float(moved) <= course.steps * 1e-3
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", SGD(momentum=0.9, nesterov=True)])
+def test_a_stack_of_runs_is_updated_as_each_of_them(optimizer: str | Optimizer) -> None:
+    problem = _problem(optimizer=optimizer, weight_decay=0.1, clip=0.5)
+    course = Course(problem, problem.training)
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, *course.start().shape)
+    stack = torch.rand(shape, generator=generator).double()
+    slopes = torch.randn(4, problem.size, generator=generator).double()
+    together = course.update(stack, slopes, at=2)
+    for state, slope, found in zip(stack, slopes, together, strict=True):
+        assert torch.allclose(course.update(state, slope, at=2), found, rtol=1e-13)
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     for wrong in ({"lr": 0.0}, {"epochs": 0}, {"batch_size": 0}, {"weight_decay": -1.0}):
         with pytest.raises(BadArgument):

@@ -230,20 +230,22 @@ class Course:
         return self.update(state, grad(self.loss)(state[0], batch, weights), at=at)
 
     def update(self, state: Tensor, slope: Tensor, *, at: int) -> Tensor:
-        """The part of a step that knows no example: the next state.
+        """The part of a step that knows no example: the next state, of one run or of a stack.
 
         Args:
-            state: (S, P).
-            slope: (P,) gradient of `loss`.
+            state: (..., S, P).
+            slope: (..., P) gradient of `loss`.
             at: the number of the step, from 0.
         """
-        theta, lr = state[0], self.lr(at)
+        lr = self.lr(at)
         if self.training.clip is not None:
-            slope = slope * (self.training.clip / (slope.norm() + 1e-6)).clamp(max=1)
+            length = slope.norm(dim=-1, keepdim=True)
+            slope = slope * (self.training.clip / (length + 1e-6)).clamp(max=1)
         then = self.optimizer.step(state, slope, lr=lr, count=at + 1)
         if self._shrink is None:
             return then
-        return torch.cat([(then[0] - lr * self._shrink * theta)[None], then[1:]])
+        theta = torch.addcmul(then[..., 0, :], self._shrink, state[..., 0, :], value=-lr)
+        return torch.cat([theta.unsqueeze(-2), then[..., 1:, :]], -2)
 
     @cached_property
     def _shrink(self) -> Tensor | None:
