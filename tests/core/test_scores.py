@@ -53,6 +53,27 @@ def assert_same(actual: Scores, expected: Scores) -> None:
     assert actual.is_calibrated is expected.is_calibrated
 
 
+# ------------------------------------------------------------ standard errors
+
+
+def test_errors_are_kept_in_files_and_stand_beside_their_effects(tmp_path: Path):
+    scores = make_scores(errors=abs(VALUES) / 10)
+    saved = scores.save(tmp_path / "scores")
+    for again in (Scores.load(saved), Scores.open(saved)):
+        np.testing.assert_array_equal(again.errors, scores.errors)
+    frame = scores.to_frame(top=2)
+    assert list(frame.columns) == ["query", "train", "effect", "error", "unit"]
+    np.testing.assert_allclose(frame["error"], abs(frame["effect"]) / 10)
+    assert make_scores().errors is None
+    assert "error" not in make_scores().to_frame()
+
+
+@pytest.mark.parametrize("errors", [np.ones((2, 6)), -np.ones((3, 6)), np.full((3, 6), np.nan)])
+def test_errors_are_one_number_of_zero_or_more_for_each_effect(errors: np.ndarray):
+    with pytest.raises((BadData, NonFinite), match="rror"):
+        make_scores(errors=errors)
+
+
 # ------------------------------------------------------------ proponents, opponents
 
 

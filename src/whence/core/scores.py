@@ -116,10 +116,12 @@ class Scores:
             several) and "targets".
         report: how the effects were computed: plain values, kept as a copy.
         is_calibrated: False where only the order of effects has a meaning.
+        errors: (Q, N) standard error of each effect, where the method is a mean over several
+            trainings; None where nothing is known of it.
 
     Raises:
         BadData: shapes, ids or types do not fit together.
-        NonFinite: an effect or a baseline is NaN or infinite.
+        NonFinite: an effect, its error or a baseline is NaN or infinite.
     """
 
     values: np.ndarray
@@ -130,6 +132,7 @@ class Scores:
     queries: Mapping[str, np.ndarray] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     is_calibrated: bool = True
+    errors: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         values = _checked_values(self.values)
@@ -144,6 +147,7 @@ class Scores:
             },
             "report": as_json({**self.report}, "report"),
             "is_calibrated": bool(self.is_calibrated),
+            "errors": _checked_errors(self.errors, values),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -244,6 +248,8 @@ class Scores:
     def to_frame(self, top: int | None = None) -> "pd.DataFrame":
         """A pandas table with one row a pair: the columns query, train, effect and unit.
 
+        Where effects have a standard error it stands in a column "error" after them.
+
         Args:
             top: keeps this many training examples of each query, the largest |effect| first;
                 None keeps all, in the order of the training data.
@@ -258,14 +264,14 @@ class Scores:
         else:
             ranked = np.argsort(-np.abs(self.values), axis=1, kind="stable")
             order = ranked[:, : _checked_size("top", top)]  # (Q, top)
-        return pd.DataFrame(
-            {
-                "query": np.repeat(self.query_ids, order.shape[1]),
-                "train": self.train_ids[order.ravel()],
-                "effect": np.take_along_axis(self.values, order, axis=1).ravel(),
-                "unit": self.unit,
-            }
-        )
+        columns = {
+            "query": np.repeat(self.query_ids, order.shape[1]),
+            "train": self.train_ids[order.ravel()],
+            "effect": np.take_along_axis(self.values, order, axis=1).ravel(),
+        }
+        if self.errors is not None:
+            columns["error"] = np.take_along_axis(self.errors, order, axis=1).ravel()
+        return pd.DataFrame(columns | {"unit": self.unit})
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes one .npz file: arrays, and the rest as JSON; nothing pickled.
@@ -293,6 +299,7 @@ class Scores:
                 "higher_is_better": measured.higher_is_better,
             },
             "is_calibrated": self.is_calibrated,
+            "has_errors": self.errors is not None,
             "queries": list(self.queries),  # a damaged archive can lose members without a word
             "report": self.report,
         }
@@ -302,6 +309,7 @@ class Scores:
             "query_ids": self.query_ids,
             "train_ids": self.train_ids,
             "baseline": self.baseline,
+            **({} if self.errors is None else {"errors": self.errors}),
             **{f"queries/{name}": array for name, array in self.queries.items()},
         }
         write_atomically(target, lambda file: np.savez(file, **arrays))
@@ -334,7 +342,7 @@ class Scores:
             WrongVersion: written in a format that this version does not read.
             StoreError: no such file, a damaged one, or one that holds something else.
         """
-        return cls._read(_with_suffix(path), mapped=("values",))
+        return cls._read(_with_suffix(path), mapped=("values", "errors"))
 
     @classmethod
     def _read(cls, source: Path, *, mapped: tuple[str, ...] = ()) -> "Scores":
@@ -352,6 +360,7 @@ class Scores:
                 queries={name: arrays[f"queries/{name}"] for name in metadata["queries"]},
                 report=metadata["report"],
                 is_calibrated=metadata["is_calibrated"],
+                errors=arrays["errors"] if metadata.get("has_errors") else None,
             )
         except OSError as error:
             raise cannot_read(source, error) from error
@@ -502,6 +511,26 @@ def _checked_baseline(source: object, count: int) -> np.ndarray:
             remedy=f"Give {count:,} numbers: baseline.reshape({count}).",
         )
     return baseline
+
+
+def _checked_errors(source: object, values: np.ndarray) -> np.ndarray | None:
+    """(Q, N) standard errors, none of them negative, or None."""
+    if source is None:
+        return None
+    errors = _frozen("errors", source, np.float64)
+    if errors.shape != values.shape:
+        raise BadData(
+            found=f"errors has shape {errors.shape}; values has {values.shape}.",
+            why="Every effect has one standard error.",
+            remedy="Give a matrix of the same shape, or leave errors out.",
+        )
+    if not isinstance(errors, np.memmap) and not (np.isfinite(errors) & (errors >= 0)).all():
+        raise NonFinite(
+            found=f"The largest error is {errors.max()}, the smallest {errors.min()}.",
+            why="A standard error is a number of zero or more.",
+            remedy="Leave errors out where they are not known.",
+        )
+    return errors
 
 
 def _checked_rows(name: str, source: object, count: int) -> np.ndarray:
