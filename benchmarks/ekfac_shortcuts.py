@@ -3,6 +3,7 @@
 factored    scores of 200 queries and 10,000 images from factors of gradients, 784-512-256-10,
             against gradients that are written out (tolerance 0)
 subsample   scores from moments of half of 4,000 images against those of all, 55,338 parameters
+compressed  refined solves for fewer combinations of 200 and 400 queries than queries, 784-32-10
 
 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/ekfac_shortcuts.py
 """
@@ -26,20 +27,22 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Both measurements; writes them with versions and load."""
+    """All measurements, or one of them; writes them with versions and load."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="a few seconds on a part of the data")
+    parser.add_argument("--only", choices=tuple(MEASUREMENTS), help="one, beside earlier others")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    names = ("digits-sgd", "digits-sgd") if arguments.short else ("mlp", "cnn")
-    works = [shortened(WORKS[n]()) if arguments.short else WORKS[n]() for n in names]
-    found = {"factored": factored(works[0]), "subsample": subsample(works[1])}
-    for name, numbers in found.items():
-        print(f"{name}: {json.dumps(numbers)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found | {"circumstances": circumstances(__file__)}, indent=1)
-    (arguments.out / "ekfac_shortcuts.json").write_text(text + "\n")
+    path = arguments.out / "ekfac_shortcuts.json"
+    found = json.loads(path.read_text()) if path.is_file() and arguments.only else {}
+    for name, (measure, work) in MEASUREMENTS.items():
+        if arguments.only in (None, name):
+            chosen = shortened(WORKS["digits-sgd"]()) if arguments.short else WORKS[work]()
+            found[name] = measure(chosen) | {"circumstances": circumstances(__file__)}
+            print(f"{name}: {json.dumps(found[name], indent=1)}")
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def factored(work: Work) -> dict[str, Any]:
@@ -69,9 +72,33 @@ def subsample(work: Work) -> dict[str, Any]:
     return facts | compared(some.values, full)
 
 
-def fit(work: Work, recipe: Any) -> Any:
+def compressed(work: Work) -> dict[str, Any]:
+    """Refined scores of a few and of all queries, each solved for, and compressed."""
+    found: dict[str, Any] = {}
+    for count in (len(work.queries[1]) // 2, len(work.queries[1])):
+        queries = tuple(part[:count] for part in work.queries)
+        cost, full = timed(lambda queries=queries: refined(work, 0.0).scores(queries, "margin"))
+        found[f"{count} queries"] = {"core seconds": cost["core seconds"]}
+        for share in (0.1, 0.3):
+            fitted = refined(work, share)
+            cost, few = timed(lambda queries=queries, f=fitted: f.scores(queries, "margin"))
+            found[f"{count} queries, {share:.0%} asked"] = {
+                "core seconds": cost["core seconds"],
+                "rank": few.report.get("compressed_rank", count),
+                "told": round(few.report.get("compressed_error", 0.0), 4),
+                **compared(few.values, full.values),
+            }
+    return found
+
+
+def refined(work: Work, share: float) -> Any:
+    """A fitted method that may lose a share of the effects."""
+    return fit(work, whence.Refined(tolerance=1e-2), compress=share)
+
+
+def fit(work: Work, recipe: Any, **options: Any) -> Any:
     """A fitted method for the trained model of a work."""
-    method = whence.Influence(recipe, removal="first_order")
+    method = whence.Influence(recipe, removal="first_order", **options)
     return whence.fit(make_problem(work, trained(work, 0)), method)
 
 
@@ -80,6 +107,14 @@ def compared(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     error = np.linalg.norm(values - reference) / np.linalg.norm(reference)
     correlation = np.corrcoef(values.ravel(), reference.ravel())[0, 1]
     return {"relative error": round(float(error), 4), "correlation": round(float(correlation), 4)}
+
+
+MEASUREMENTS = {
+    "factored": (factored, "mlp"),
+    "subsample": (subsample, "cnn"),
+    "compressed": (compressed, "mlp-small"),
+}
+"""What is measured, and on which work."""
 
 
 if __name__ == "__main__":

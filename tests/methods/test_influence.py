@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import problems
 from oracles import ridge_closed_form, slope_through_origin
-from problems import CONVEX, REAL, Case
+from problems import ALL, CONVEX, REAL, Case
 from whence.adapters import make_problem
 from whence.calculus.gradients import measurement_gradients
 from whence.core.batches import Batch
@@ -21,6 +21,7 @@ from whence.curvature.dual import Dual
 from whence.curvature.exact import Exact
 from whence.curvature.identity import Identity
 from whence.curvature.lissa import LiSSA
+from whence.curvature.refined import Refined
 from whence.errors import BadArgument, UnknownName, Unsupported
 from whence.methods.influence import Influence
 
@@ -542,3 +543,74 @@ def test_what_is_not_corrected_is_refused():
     assert fitted.report["removal"] == "first_order"
     with pytest.raises(Unsupported, match="correct_nonconvergence"):
         fitted.self_influence()
+
+
+# ------------------------------------------------------------------ fewer solves than queries
+
+
+def many(case: Case) -> tuple[Tensor, Tensor]:
+    """The training examples as queries, half of them a little moved, so that they differ."""
+    x, y = case.problem.data.take(torch.arange(len(case.problem)))
+    return torch.cat([x, x + 0.05 * x.roll(1, 0)]), torch.cat([y, y])
+
+
+COMPRESSED = [
+    ("mlp", Exact(damping=0.05, matrix="ggn"), "linear", "first_order"),
+    ("mlp", Exact(damping=0.05, matrix="ggn"), "finite", "newton"),
+    ("mlp", CG(damping=0.05, tolerance=1e-9), "linear", "first_order"),
+    ("mlp", Refined(damping=0.05, tolerance=1e-9), "linear", "first_order"),
+    ("mlp", Refined(damping=0.05, tolerance=1e-9), "finite", "first_order"),
+    ("mlp", LiSSA(damping=0.05, matrix="ggn", depth=30, repeats=1), "linear", "first_order"),
+]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.05])
+@pytest.mark.parametrize(("name", "curvature", "change", "removal"), COMPRESSED)
+def test_compressed_queries_lose_no_more_than_the_report_says(
+    name, curvature, change, removal, share
+):
+    """The loss is of effects over the length that EK-FAC expects of each query's."""
+    case = ALL[name]()
+    whole = Influence(curvature, removal=removal, change=change).fit(case.problem)
+    few = Influence(curvature, removal=removal, change=change, compress=share).fit(case.problem)
+    expected, found = whole.scores(many(case)), few.scores(many(case))
+    rank, told = found.report["compressed_rank"], found.report["compressed_error"]
+    assert rank < len(expected.values) / 2
+    sizes = np.sqrt((expected.values**2).mean(1, keepdims=True))
+    error = np.sqrt((((found.values - expected.values) / sizes) ** 2).mean())
+    assert 0 < error <= 1.5 * told, "half as much again for the other lengths"
+    assert told <= 5 * share
+    assert not found.report["warnings"]
+
+
+def test_queries_asked_many_times_are_solved_for_once():
+    case = ALL["mlp"]()
+    x, y = (part.repeat(30, *[1] * (part.ndim - 1)) for part in case.queries)
+    few = Influence(CG(tolerance=1e-9), compress=1e-5).fit(case.problem).scores((x, y))
+    assert few.report["compressed_rank"] == len(case.queries[1])
+    expected = Influence(CG(tolerance=1e-9)).fit(case.problem).scores(case.queries).values
+    assert_allclose(few.values, np.tile(expected, (30, 1)), atol=1e-6 * abs(expected).max())
+
+
+def test_few_queries_are_not_compressed():
+    case = ALL["mlp"]()
+    few = Influence(CG(), compress=0.5).fit(case.problem).scores(case.queries)
+    assert "compressed_rank" not in few.report
+    assert np.array_equal(few.values, effects(case, Influence(CG())))
+
+
+def test_a_loss_that_nobody_expected_is_warned_about():
+    """A preview that knows nothing of the scale of directions chooses the wrong ones."""
+    case = ALL["mlp"]()
+    fitted = Influence(Exact(damping=1e-6, matrix="ggn"), removal="first_order", compress=0.1)
+    found = fitted.fit(case.problem)
+    blind = replace(found, preview=found.preview.damped(1e6))
+    scores = blind.scores(many(case))
+    assert scores.report["compressed_error"] > 0.5
+    assert "Lower compress" in scores.report["warnings"][-1]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_outside_its_range_is_refused(share):
+    with pytest.raises(BadArgument, match="compress"):
+        Influence("cg", compress=share).fit(ALL["mlp"]().problem)

@@ -155,6 +155,26 @@ class Kronecker:
         solved = [b.back(b.rotate(m) * b.weights(damping, scale)) for b, m, damping in parts]
         return self.structure.scatter(self.problem, solved)
 
+    def expected_products(
+        self, vectors: Tensor, dampings: Sequence[float], scale: float = 1.0
+    ) -> Tensor:
+        """(K, K) x_k^T F x_l of the solutions: E (x_k . g) (x_l . g) over gradients g.
+
+        What solved vectors say of training examples, before any of them is looked at.
+
+        Args:
+            vectors: (K, P).
+            dampings: as for `solve`.
+            scale: as for `solve`.
+        """
+        total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
+        matrices = self.structure.gather(self.problem, vectors)
+        for block, matrix, damping in zip(self.blocks, matrices, dampings, strict=True):
+            weights = block.weights(damping, scale) * block.values.clamp_min(0).sqrt()
+            said = (block.rotate(matrix) * weights).flatten(1)
+            total += said @ said.T
+        return total
+
     def self_products(self, batch: Batch, dampings: Sequence[float], scale: float = 1.0) -> Tensor:
         """(B,) grad loss_i^T H^-1 grad loss_i, without the gradients being written out.
 

@@ -145,6 +145,11 @@ class IHVP(ABC):
             remedy="Fit again with damping=..., or use curvature='ekfac', 'exact' or 'refined'.",
         )
 
+    @property
+    def layers(self) -> "KroneckerIHVP | None":
+        """The same curvature layer by layer, where the fit has it: a preview of solutions."""
+        return None
+
     def leverage(self, jacobians: Tensor) -> Tensor:
         """K_b = J_b (H + damping I)^-1 J_b^T for each example.
 
@@ -243,6 +248,15 @@ class KroneckerIHVP(IHVP):
     def solve(self, vectors: Tensor) -> Solution:
         """The damped inverse of each layer's matrix times its part of each vector."""
         return Solution(self.kronecker.solve(vectors, self.dampings, self.data_scale))
+
+    @property
+    def layers(self) -> "KroneckerIHVP":
+        """Itself."""
+        return self
+
+    def expected_products(self, vectors: Tensor) -> Tensor:
+        """(K, K) E (x_k . g) (x_l . g) of solutions x over gradients g of training examples."""
+        return self.kronecker.expected_products(vectors, self.dampings, self.data_scale)
 
     def optimum(self, problem: Problem) -> tuple[Tensor, float]:
         """Gradient of the objective and pull of one example, from what is kept if anything is."""

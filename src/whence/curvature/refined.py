@@ -108,6 +108,11 @@ class RefinedIHVP(IHVP):
         """What the fit has chosen and measured."""
         return self.facts
 
+    @property
+    def layers(self) -> KroneckerIHVP:
+        """The preconditioner."""
+        return self.inner
+
     def damped(self, damping: float) -> "RefinedIHVP":
         """The same matrix and preconditioner with another damping."""
         facts = {**self.facts, "damping": damping}
