@@ -241,6 +241,19 @@ def test_verification_can_follow_the_explanation_at_once():
     assert story["verification"]["pearson"] == pytest.approx(again.to_json()["pearson"], rel=1e-9)
 
 
+def test_random_subsets_are_verified_and_the_page_says_so():
+    run = make_run()
+    shown = call(f"verify {run} --subsets 9 --fraction 0.75").stdout
+    assert "each without" in shown
+    assert "linear datamodeling score" in shown
+    story = Run.open(run).read_json("story.json")
+    assert (story["verification"]["kind"], story["verification"]["examples"]) == ("subsets", 9)
+    page = Run.open(run).path("report.html").read_text(encoding="utf-8")
+    assert "times, each without a random 0.25 of the training examples" in page
+    assert "Over 9 trainings on a random 75% of the data" in page
+    assert "without subset 3: predicted" in page
+
+
 def test_preflight_tells_the_method_that_explain_takes():
     plan = json.loads(call("preflight train.py:problem --query queries.npz --json").stdout)
     scores = json.loads(call("explain train.py:problem --query queries.npz --json").stdout)

@@ -172,6 +172,16 @@ def test_many_models_are_measured_as_one_by_one(name, monkeypatch):
     assert_allclose(found, torch.stack(expected), rtol=1e-10, atol=1e-12)
 
 
+def test_models_can_be_measured_before_anything_was_differentiated():
+    model = nn.Linear(2, 1).double()
+    data = torch.ones(3, 2).double(), torch.ones(3).double()
+    problem = make_problem(model, data, loss="mse")
+    measured, queries = problem.measurement("loss"), problem.queries(data)
+    with torch.no_grad():
+        found = measure_many(problem, measured, queries, at=problem.parameters[None])
+    assert_allclose(found[0], measure(problem, measured, queries))
+
+
 @pytest.mark.parametrize("name", CONVEX)
 def test_gradients_of_default_measurements_are_those_written_out(name):
     case = CONVEX[name]()

@@ -36,7 +36,8 @@ def is_vectorised(problem: Problem) -> bool:
     forward, layout, answer = _VECTORISED.get(problem.model, (None, None, False))
     if forward is problem.forward and layout is problem.layout:
         return answer
-    return _know(problem, _try_vectorised(problem))
+    with torch.enable_grad():  # a caller may only want values, and the trial compares gradients
+        return _know(problem, _try_vectorised(problem))
 
 
 def _know(problem: Problem, answer: bool) -> bool:

@@ -131,7 +131,13 @@ def explain(
     return _explained(story, tables.explanation, out)
 
 
-@main.command(cls=AnswerCommand, examples=("whence verify runs/why --examples 50",))
+@main.command(
+    cls=AnswerCommand,
+    examples=(
+        "whence verify runs/why --examples 50",
+        "whence verify runs/why --subsets 64 --fraction 0.5 --seeds 2",
+    ),
+)
 @click.argument("run", type=_path)
 @click.option("--problem", help="Where the problem is now, if not where the run says.")
 @click.option(
@@ -139,13 +145,16 @@ def explain(
     type=click.IntRange(min=2),
     help="How many training examples to leave out, one at a time.",
 )
-@click.option("--seed", type=int, help="Of the choice of these examples.")
+@click.option("--subsets", type=int, help="Train on so many random subsets instead.")
+@click.option("--fraction", type=float, help="Share of the data that every subset keeps.")
+@click.option("--seeds", type=int, help="How often each removal is trained, with other seeds.")
+@click.option("--seed", type=int, help="Of the choice of what is left out, and the first one.")
 @quiet_option
-def verify(run: Path, problem: str | None, examples: int | None, seed: int | None) -> Answer:
+def verify(run: Path, problem: str | None, **options: Any) -> Answer:
     """Train again, and compare with what was predicted.
 
-    Some training examples are left out, one at a time. The verdict is written into the scores,
-    the story and the report of the run.
+    Some training examples are left out, one at a time, or random subsets are trained on. The
+    verdict is written into the scores, the story and the report of the run.
     """
     import whence
     from whence.cli import tables
@@ -159,7 +168,7 @@ def verify(run: Path, problem: str | None, examples: int | None, seed: int | Non
     scores = whence.Scores.load(opened.path(SCORES))
     reference = absolute(problem) if problem else problem_of(opened)
     trained = load_problem(reference)
-    checked = whence.verify(trained, scores, **given(examples=examples, seed=seed))
+    checked = whence.verify(trained, scores, **given(**options))
     top = max(len(query[side]) for query in old["queries"] for side in ("proponents", "opponents"))
     story = tell(trained, checked.scores, verification=checked, top=max(top, 1), title=old["title"])
     story = with_sections(story, old.get("sections", ()))

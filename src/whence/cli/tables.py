@@ -20,12 +20,17 @@ STYLES = {"proponent": "green", "opponent": "red"}
 
 
 VERIFIED = {
-    "examples": "examples left out",
+    "examples": "removals trained again",
+    "left_out": "each without",
+    "seeds": "seeds",
+    "lds": "linear datamodeling score",
+    "lds_interval": "  95 % interval",
     "pearson": "correlation",
     "interval": "  95 % interval",
     "spearman": "rank correlation",
     "slope": "slope",
     "noise_ceiling": "noise ceiling",
+    "reliability": "agreement with other seeds",
 }
 """Entries of a verification that are shown, and what they are called."""
 
@@ -100,7 +105,8 @@ def verification(story: Json) -> Iterator[RenderableType]:
     """What retraining said, in numbers and in a sentence."""
     checked = story["verification"]
     rows = [(words, checked.get(name)) for name, words in VERIFIED.items()]
-    yield facts([(words, _numbers(value)) for words, value in rows if value is not None])
+    known = [(words, value) for words, value in rows if value not in (None, [None, None])]
+    yield facts([(words, _numbers(value)) for words, value in known])
     yield from verdict(story)
 
 
@@ -166,7 +172,9 @@ def _strongest(query: Json, side: str) -> Text:
 
 
 def _numbers(value: Any) -> str:
-    """A number, or the two ends of an interval."""
+    """A number, words, or the two ends of an interval."""
+    if isinstance(value, str):
+        return value
     return " to ".join(number(end) for end in value) if isinstance(value, list) else number(value)
 
 

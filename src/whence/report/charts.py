@@ -105,7 +105,7 @@ def _titles(measurement: Mapping[str, Any]) -> tuple[str, str]:
 
 def _point_words(point: Json, kind: str, unit: str) -> str:
     without = (
-        f"example {point['example']}" if kind == "leave-one-out" else f"set {point['example']}"
+        f"example {point['example']}" if kind != "subsets" else f"subset {point['example']}"
     )
     return (
         f"query {point['query']} without {without}: predicted {number(point['predicted'])}, "

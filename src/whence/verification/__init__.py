@@ -1,0 +1,8 @@
+"""How well predicted effects agree with training again."""
+
+from whence.verification.bench import Bench, choose_training
+from whence.verification.changing import Retraining, retrain
+from whence.verification.checking import verify
+from whence.verification.result import Verification
+
+__all__ = ["Bench", "Retraining", "Verification", "choose_training", "retrain", "verify"]

@@ -1,0 +1,196 @@
+"""Compares predicted effects with training again."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, Unpack, cast, get_args
+
+import numpy as np
+import torch
+
+from whence.core.batches import TensorData
+from whence.core.measurements import MeasurementFunction, is_named
+from whence.core.problem import Problem, Queries
+from whence.core.scores import Measurement, Scores
+from whence.core.training import Trainer
+from whence.errors import BadArgument, unknown_name
+from whence.verification.bench import Bench, choose_training
+from whence.verification.removals import (
+    Removals,
+    choose_examples,
+    random_subsets,
+    single_examples,
+)
+from whence.verification.result import Verification
+from whence.verification.truth import SEEDS, Target, measure_truth
+
+Array = np.ndarray[Any, Any]
+
+SUBSETS = 64
+"""Random subsets that are trained where no number was asked for."""
+
+
+class Options(TypedDict, total=False):
+    """What `verify` takes besides the retrainings that it makes."""
+
+    queries: Sequence[int] | None
+    measurement: MeasurementFunction | Measurement | None
+    training: Trainer | Callable[..., object] | None
+    seed: int
+
+
+def verify(
+    problem: Problem,
+    scores: Scores,
+    *,
+    target: Target | None = None,
+    examples: int | Sequence[int | str] = 50,
+    subsets: int | None = None,
+    fraction: float | None = None,
+    seeds: int | None = None,
+    **options: Unpack[Options],
+) -> Verification:
+    """Compares predicted effects with training again, without some of the training examples.
+
+        actual[q, s] = m_q(trained without what s leaves out) - m_q(trained with everything)
+        predicted[q, s] = sum over i that s leaves out of effect[q, i]
+
+    | target | what is left out | asks |
+    |---|---|---|
+    | "loo" | one example at a time | what is a single example worth, in this very run? |
+    | "subset" | a random share (1 - fraction) each time | do effects add up, over large removals? |
+
+    Both models of a difference are trained in the same way, from the same seed, on the objective
+    that the scores speak of: what the training does differently from the original one cancels.
+
+    Args:
+        problem: the one that the scores came from.
+        scores: from `explain`, or loaded from a file.
+        target: default "subset" where subsets or a fraction are asked for, else "loo".
+        examples: how many training examples to leave out one by one, drawn across the range of
+            predicted effects; or the ids of those to leave out.
+        subsets: how many random subsets to train on, default 64.
+        fraction: share of the training examples that every subset keeps, default 0.5.
+        seeds: how often each removal is trained, with the seed of the training itself first; from
+            two on, the noise of the training is known. Default 2 for subsets under a training that
+            follows its seed, else 1.
+        options: `queries`, positions of those to be measured, default all; `measurement`, needed
+            only where the scores were loaded from a file and had been made with a measurement of
+            one's own; `training`, how to train again, default that of the problem, else Newton
+            steps from the optimum where the model is small enough; `seed` of the draw, and the
+            first one of the trainings.
+
+    Returns:
+        Correlations, slope, intervals, noise ceiling, and a verdict in words.
+
+    Raises:
+        Stale: the scores belong to another model or other data.
+        CannotRetrain: nothing says how the model was trained, and it is too large to guess.
+        NotConverged: the default training found no optimum.
+        NonFinite: a training diverged.
+        BadArgument: fewer than two removals, more subsets than there are, a fraction outside
+            (0, 1), several seeds for a training that takes no notice of them, or a query, id or
+            measurement that does not exist.
+    """
+    scores.refuse_other(
+        problem.fingerprint(),
+        why="Predictions for one model say nothing about retraining another.",
+    )
+    target = _resolve(target, subsets, fraction)
+    seed = options.get("seed", 0)
+    rows = _rows(scores, options.get("queries"))
+    if target == "subset":
+        share = 0.5 if fraction is None else fraction
+        removals = random_subsets(problem, subsets or SUBSETS, share, seed=seed)
+    else:
+        removals = single_examples(problem, choose_examples(scores, rows, examples, seed=seed))
+    bench = _prepare(problem, scores, rows, removals, options)
+    return Verification(scores, measure_truth(bench, removals, target, seeds=seeds, seed=seed))
+
+
+def _prepare(
+    problem: Problem, scores: Scores, rows: Array, removals: Removals, options: Options
+) -> Bench:
+    """Everything that is needed to train and to measure, checked."""
+    how = choose_training(problem, options.get("training"), SEEDS * len(removals))
+    measured = _find_measurement(problem, scores, options.get("measurement"))
+    bench = Bench(problem, how, measured, _ask(problem, scores, rows))
+    _check_baseline(bench, scores.baseline[rows])
+    return bench
+
+
+# ------------------------------------------------------------------ what was asked
+
+
+def _resolve(target: Target | None, subsets: int | None, fraction: float | None) -> Target:
+    is_subset = subsets is not None or fraction is not None
+    if target is None:
+        return "subset" if is_subset else "loo"
+    if target not in get_args(Target):
+        raise unknown_name("target", cast("str", target), get_args(Target))
+    if is_subset and target != "subset":
+        raise BadArgument(
+            found=f"target={target!r}, subsets={subsets!r}, fraction={fraction!r}.",
+            why=f"Under {target!r} training examples are left out one by one.",
+            remedy="Leave target out, or give examples= instead of subsets= and fraction=.",
+        )
+    return target
+
+
+def _rows(scores: Scores, queries: Sequence[int] | None) -> Array:
+    """Positions of the queries that are measured."""
+    count = len(scores.query_ids)
+    rows = np.arange(count) if queries is None else np.asarray(queries, dtype=np.int64)
+    if rows.size == 0 or rows.min() < 0 or rows.max() >= count:
+        raise BadArgument(
+            found=f"queries={list(rows)} of {count} queries.",
+            why=f"They are positions, 0 to {count - 1}.",
+            remedy="Give at least one of these, or leave queries out to measure all.",
+        )
+    return rows
+
+
+def _ask(problem: Problem, scores: Scores, rows: Array) -> Queries:
+    """The queries that the scores kept, in the form that the model takes."""
+    kept = {name: array[rows] for name, array in scores.queries.items() if name != "displays"}
+    arrays = {name: torch.from_numpy(array) for name, array in kept.items()}
+    if "targets" not in arrays:
+        raise BadArgument(
+            found="The scores do not hold their queries.",
+            why="The measurement has to be taken again after every training.",
+            remedy="Make them with whence.explain(problem, queries).",
+        )
+    targets = arrays.pop("targets")
+    inputs: Any = {name.removeprefix("inputs/"): tensor for name, tensor in arrays.items()}
+    if "inputs" in inputs:
+        inputs = inputs["inputs"]
+    elif all(name.isdigit() for name in inputs):
+        inputs = tuple(inputs[name] for name in sorted(inputs, key=int))
+    return problem.queries(TensorData(inputs, targets, scores.query_ids[rows]))
+
+
+def _find_measurement(
+    problem: Problem, scores: Scores, given: MeasurementFunction | Measurement | None
+) -> Measurement:
+    measured = scores.measurement if given is None else given
+    is_lost = isinstance(measured, Measurement) and measured.function is None
+    if is_lost and not is_named(scores.measurement.name):
+        raise BadArgument(
+            found=f"The scores measure {scores.measurement.name!r}, a function of your own, which "
+            "a file cannot hold.",
+            why="The measurement has to be taken again after every training.",
+            remedy="Pass measurement=, the function that the scores were made with.",
+        )
+    return problem.measurement(measured)
+
+
+def _check_baseline(bench: Bench, baseline: Array) -> None:
+    """Refuses a measurement that does not give what the scores say it gave."""
+    values = bench.values(bench.problem.parameters[None])[:, 0]
+    tolerance = 1e3 * torch.finfo(bench.problem.dtype).eps
+    if not np.allclose(values, baseline, rtol=tolerance, atol=tolerance):
+        worst = int(np.abs(values - baseline).argmax())
+        raise BadArgument(
+            found=f"The {bench.measurement.name} of query {bench.queries.ids[worst]} is "
+            f"{values[worst]:.6g}; the scores say {baseline[worst]:.6g}.",
+            why="Predicted and actual effects have to be changes of the same number.",
+            remedy="Pass as measurement= the function that the scores were made with.",
+        )
