@@ -57,6 +57,19 @@ def test_baselines_have_an_arbitrary_unit_and_a_cost(method: str):
     assert plan.seconds > 0
 
 
+def test_an_ensemble_costs_its_trainings_and_all_members():
+    problem, (x, y) = network()
+    training = whence.Training(problem.model, "sgd", lr=0.1, epochs=40, batch_size=8)
+    trained = whence.make_problem(training, (x, y), loss="cross_entropy")
+    alone = whence.preflight(trained, (x, y), method="graddot")
+    plan = whence.preflight(trained, (x, y), method=whence.Ensemble("graddot", subsets=40))
+    found = whence.explain(trained, (x, y), method=whence.Ensemble("graddot", subsets=40))
+    assert (plan.method, plan.unit) == (found.report["method"], found.unit)
+    assert plan.memory_bytes > alone.memory_bytes
+    assert plan.scores_seconds > 10 * alone.seconds
+    assert found.report["fit_seconds"] / 10 < plan.fit_seconds < 10 * found.report["fit_seconds"]
+
+
 def test_the_scores_take_as_much_disk_as_was_said(tmp_path: Path):
     problem, (x, y) = network()
     queries = (x.repeat(400, 1), y.repeat(400))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from whence.fits import load_fit, save_fit
     from whence.methods.bm25 import BM25
     from whence.methods.embedding import Embedding
+    from whence.methods.ensemble import Ensemble
     from whence.methods.gradcos import GradCos
     from whence.methods.influence import Influence
     from whence.methods.loss import TrainLoss
@@ -80,6 +81,7 @@ _HOMES = {
     "Influence": "whence.methods.influence",
     "BM25": "whence.methods.bm25",
     "Embedding": "whence.methods.embedding",
+    "Ensemble": "whence.methods.ensemble",
     "GradCos": "whence.methods.gradcos",
     "TrainLoss": "whence.methods.loss",
     "Exact": "whence.curvature.exact",
@@ -143,6 +145,7 @@ __all__ = [
     "Dual",
     "Effect",
     "Embedding",
+    "Ensemble",
     "Exact",
     "Flip",
     "GradCos",

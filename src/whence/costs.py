@@ -22,15 +22,16 @@ from whence.calculus.kronecker import (
     loss_factors,
 )
 from whence.calculus.layers import Structure, structure_of
-from whence.calculus.pairing import KEPT_BYTES, STACK_BYTES, Pairing, kept_size
+from whence.calculus.pairing import Pairing, kept_size, query_numbers
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
+from whence.calculus.training import Course, Training
 from whence.calculus.watching import Factors
 from whence.core.batches import Batch
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.curvature import Curvature, make_curvature
 from whence.curvature.arnoldi import Arnoldi
-from whence.curvature.base import AUTO_DAMPING, TRACE_PROBES, make_plan
+from whence.curvature.base import AUTO_DAMPING, TRACE_PROBES, LayerOptions, make_fisher
 from whence.curvature.cg import CG
 from whence.curvature.diagonal import Diagonal, squared_gradients
 from whence.curvature.dual import Dual, dual_bytes
@@ -45,6 +46,7 @@ from whence.explanation import choose
 from whence.methods import Influence, Method, make_method
 from whence.methods.base import MeasurementLike
 from whence.methods.embedding import Embedding
+from whence.methods.ensemble import Ensemble
 from whence.methods.gradcos import GradCos
 from whence.methods.loss import TrainLoss
 from whence.tables import html_table, plain_table
@@ -169,7 +171,8 @@ def preflight(
     """
     problem.check()
     asked = problem.queries(_one_example(problem) if queries is None else queries)
-    recipe, reason = _resolve(problem, method)
+    asked_for, reason = _resolve(problem, method)
+    recipe = asked_for.member if isinstance(asked_for, Ensemble) else asked_for
     measured = problem.measurement(measurement)
     curvature = make_curvature(recipe.curvature) if isinstance(recipe, Influence) else None
     is_calibrated = recipe.is_calibrated and not isinstance(curvature, Identity)
@@ -182,6 +185,8 @@ def preflight(
         takes = _plain(problem, recipe, len(asked))
     else:
         takes = _takes(problem, curvature, len(asked), is_newton=is_newton)
+    if isinstance(asked_for, Ensemble):
+        takes = _members(problem, asked_for.size, takes, queries=len(asked))
     facts = problem.facts()
     named = dict(problem.model.named_parameters())
     unit = measured.unit if is_calibrated else "arbitrary"
@@ -192,7 +197,7 @@ def preflight(
         parameters_covered=problem.size,
         parameters_total=facts["parameters_total"],
         uncovered=tuple(name for name in named if name not in problem.layout.shapes),
-        method=_name(recipe if curvature is None else curvature),
+        method=_name(asked_for if recipe is not asked_for or curvature is None else curvature),
         reason=reason,
         removal=None if curvature is None else "newton" if is_newton else "first_order",
         damping=_damping(curvature),
@@ -270,6 +275,26 @@ def _plain(problem: Problem, recipe: Method, queries: int) -> _Takes:
         working = _working_bytes(problem, 1)
         return _Takes(table + working, once * len(problem), once * queries)
     return _Takes(None, None, None)
+
+
+def _members(problem: Problem, count: int, one: _Takes, *, queries: int) -> _Takes:
+    """M trainings for the fit; for the scores the fit and scores of M members in turn."""
+    memory = None if one.bytes is None else one.bytes + 4 * 8 * queries * len(problem)
+    if one.fit_seconds is None or one.scores_seconds is None:
+        return _Takes(memory, None, None)
+    training = _training_seconds(problem)
+    explaining = count * (one.fit_seconds + one.scores_seconds)
+    return _Takes(memory, None if training is None else count * training, explaining)
+
+
+def _training_seconds(problem: Problem) -> float | None:
+    """One training, from its first step; None where its steps are not known one by one."""
+    if not isinstance(problem.training, Training):
+        return None
+    course = Course(problem, problem.training)
+    state, batch = course.start(), course.batch(0)
+    weights = torch.ones_like(batch.weights)
+    return course.steps * _seconds(lambda: course.step(state, weights, batch=batch, at=0))
 
 
 def _takes(problem: Problem, curvature: Curvature, queries: int, *, is_newton: bool) -> _Takes:
@@ -502,7 +527,7 @@ def _low_rank_seconds(problem: Problem, matrix: MatrixName, rank: int, queries: 
 
 def _diagonal(problem: Problem, recipe: Diagonal, queries: int) -> _Takes:
     """A pass over the data for squared gradients, and the product of a residual."""
-    fisher = make_plan(problem, recipe.fisher, 0.0, seed=0, is_corrected=True).fisher
+    fisher = make_fisher(problem, recipe.fisher, seed=0)
     structure = structure_of(problem)
     few = torch.arange(min(_TRIAL_EXAMPLES, batch_size(problem, structure)))
     each = _seconds(lambda: squared_gradients(problem, fisher, few)) / len(few)

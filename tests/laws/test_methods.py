@@ -14,6 +14,7 @@ import problems
 from problems import ALL, Case
 from whence import curvature, methods
 from whence.calculus.gradients import measurement_gradients
+from whence.calculus.training import Training
 from whence.core.measurements import make_measurement
 from whence.core.problem import Problem
 from whence.core.scores import Scores
@@ -24,6 +25,7 @@ from whence.curvature.lissa import LiSSA
 from whence.curvature.refined import Refined
 from whence.methods import Method, make_method
 from whence.methods.bm25 import BM25
+from whence.methods.ensemble import Ensemble
 from whence.methods.influence import Influence
 
 
@@ -46,12 +48,16 @@ that may leave out a small part of the scores for speed, told not to."""
 RECIPES: dict[str, Method] = {
     **{name: ITERATIVE.get(name) or make_method(name) for name in methods.names()},
     "bm25": BM25(terms=signs),
+    "ensemble": Ensemble("exact", subsets=2),
     "exact, first order": Influence("exact", removal="first_order"),
     "exact, finite": Influence("exact", change="finite"),
     "cg, finite": Influence(CG(tolerance=1e-11), change="finite"),
 }
 BASELINES = {"bm25", "embedding", "gradcos", "loss"}
 """They rank: a scale of the measurement does not reach them, nor are they linear in it."""
+
+TRAINED = {"ensemble"}
+"""They train again, which another scale of the objective changes."""
 
 BILINEAR = [name for name in RECIPES if name not in BASELINES]
 NAMES = pytest.mark.parametrize("name", RECIPES)
@@ -60,9 +66,10 @@ ON = pytest.mark.parametrize("case", ["multinomial", "class_weighted", "renormal
 
 @cache
 def case_of(name: str) -> Case:
-    if name == "renormalized":
-        return problems.multinomial().renormalized()
-    return ALL[name]()
+    own = {"renormalized": lambda: problems.multinomial().renormalized()}
+    case = (ALL | own | {"selecting": problems.selecting})[name]()
+    training = Training(case.problem.model, "sgd", lr=0.1, epochs=2, batch_size=16)
+    return replace(case, problem=replace(case.problem, training=training))
 
 
 def scores(recipe: str | Method, problem: Problem, queries: object, **options: object) -> Scores:
@@ -159,7 +166,7 @@ def test_fitting_once_serves_any_number_of_calls(name):
 # ------------------------------------------------------------------ scales
 
 
-@NAMES
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in TRAINED])
 @ON
 def test_scaling_the_objective_leaves_effects_alone(name, case):
     """Gradient and inverse cancel; scores without an inverse grow with the loss, cosines do not."""
@@ -273,7 +280,7 @@ def test_scores_are_complete(name, case):
     assert found.values.shape == (len(found.query_ids), len(found.train_ids))
     assert np.isfinite(found.values).all()
     assert {"method", "fingerprint", "seconds", "version"} <= set(found.report)
-    assert "gradient_norm" in found.report or name in BASELINES
+    assert "gradient_norm" in found.report or name in BASELINES | TRAINED
 
 
 LAYERED = {"ekfac", "kfac", "embedding"}
@@ -287,7 +294,7 @@ def test_networks_without_vmap_get_the_scores_of_the_same_function(name):
     recipe = RECIPES[name]
     if name == "lissa":
         recipe = Influence(LiSSA(samples=None, depth=20, matrix="ggn", damping=0.1))
-    slow, fast = problems.branching(), problems.selecting()
+    slow, fast = case_of("branching"), case_of("selecting")
     expected = scores(recipe, fast.problem, fast.queries).values
     assert_rows_close(scores(recipe, slow.problem, slow.queries).values, expected, 1e-9)
 

@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -66,6 +67,16 @@ class Fitted(ABC):
     problem: Problem
     report: Mapping[str, Any]
 
+    def weighing(self, weights: Tensor) -> Self:
+        """The same fit, asked about examples of other base weights.
+
+        An example that had no part in the fit is so scored as if it came in.
+
+        Args:
+            weights: (N,) base weights.
+        """
+        return replace(self, problem=replace(self.problem, weights=weights))
+
     def because(self, reason: str) -> Self:
         """The same, with the reason why this method was taken in its report."""
         return replace(self, report={**self.report, "reason": reason})
@@ -119,6 +130,10 @@ class Method(ABC):
     is_calibrated: ClassVar[bool] = True
     """False for a principle whose scores mean only their order."""
 
+    def linear(self) -> "Method":
+        """The same to first order in the weights of examples, where it can go beyond."""
+        return self
+
     @abstractmethod
     def fit(self, problem: Problem) -> Fitted:
         """Pays the cost that all queries share.
@@ -156,6 +171,17 @@ class Ranking(Fitted):
             report={**self.report, "is_calibrated": False},
             started=started,
         )
+
+
+def resolve(method: "str | Method") -> "Method":
+    """A method by its name, or as it is, for recipes that hold another one.
+
+    The folder knows its files; one of them knows no other.
+
+    Raises:
+        UnknownName: no such method.
+    """
+    return import_module(__package__ or "").make_method(method)
 
 
 def stream(

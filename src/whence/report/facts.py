@@ -34,6 +34,13 @@ _FACTS = (
     _Fact("smallest_eigenvalue", "Smallest eigenvalue", "below zero, there is no minimum here"),
     _Fact("largest_leverage", "Largest leverage", "near one, an example decides its own fit"),
     _Fact("leverage_fallbacks", "Leverage fallbacks", "scored to first order instead", "examples"),
+    _Fact("members", "Members", "models that were trained again and averaged over", "models"),
+    _Fact("member_share", "Data of a member", "share of the training data that each has seen"),
+    _Fact(
+        "rank_stability",
+        "Rank stability",
+        "share of a query's ten largest effects that are among the ten largest of one member",
+    ),
     _Fact("fit_seconds", "Time for the fit", "paid once, whatever the number of queries", "s"),
     _Fact("seconds", "Time for the scores", "for all queries together", "s"),
 )
