@@ -1,5 +1,6 @@
 """Verification: predictions known to be right, wrong or noisy get the verdict they earn."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -179,6 +180,10 @@ def test_a_measurement_of_ones_own_has_to_be_passed_again(ridge, tmp_path):
         {"subsets": 1},
         {"subsets": 20, "fraction": 1.2},
         {"target": "loo", "subsets": 20},
+        {"target": "pbrf", "fraction": 0.5},
+        {"target": "pbrf", "seeds": 2},
+        {"target": "pbrf", "training": NewtonTraining()},
+        {"target": "pbrf", "damping": -1.0},
     ],
 )
 def test_impossible_arguments_are_refused(ridge, options):
@@ -192,6 +197,28 @@ def test_the_target_follows_from_what_was_asked_for(ridge):
     assert found == ["leave-one-out"] * 2 + ["subsets"] * 3
     with pytest.raises(UnknownName, match="shapley"):
         verify(*ridge, target="shapley")
+
+
+def test_under_the_proximal_bregman_objective_a_network_follows_its_damped_matrix():
+    """At a random start: training again would move it whether or not an example is left out."""
+    case = problems.mlp_untrained()
+    scores = explain(case.problem, case.queries, method=Influence(Exact("ggn", damping=1.0)))
+    checked = verify(case.problem, scores, target="pbrf", examples=30)
+    assert checked.kind == "pbrf"
+    assert checked.verdict == "believe the numbers"
+    assert checked.warnings == ()
+    assert "left out one by one (proximal Bregman objective, damping 1)" in checked.sentence
+    assert json.loads(json.dumps(checked.to_json(), allow_nan=False))["kind"] == "pbrf"
+    other = verify(case.problem, scores, target="pbrf", examples=30, damping=1e-3)
+    assert other.slope > 2  # the effects at another damping are others
+
+
+def test_scores_without_a_damping_need_one_for_the_proximal_bregman_objective():
+    case = problems.mlp_untrained()
+    scores = explain(case.problem, case.queries, method="graddot")
+    with pytest.raises(BadArgument, match="damping"):
+        verify(case.problem, scores, target="pbrf")
+    assert verify(case.problem, scores, target="pbrf", damping=0.1, examples=9).spearman > 0.5
 
 
 def test_subsets_of_ridge_are_those_of_the_closed_form(ridge):

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from whence.calculus.gradients import is_vectorised
-from whence.calculus.products import CurvatureMatrix, example_pull
+from whence.calculus.products import CurvatureMatrix, MatrixName, example_pull
 from whence.calculus.stacking import StackedLinear
 from whence.core.batches import Batch
 from whence.core.problem import Problem
@@ -160,23 +161,11 @@ class NewtonTraining(Trainer):
         self, problem: Problem, weights: Tensor, precondition: Preconditioner | None, goal: "Goal"
     ) -> "Minimum":
         """The optimum for each row of weights, as many rows at a time as fit `_STATE_BYTES`."""
-        numbers = (2 * _MEMORY + 8) * problem.size
-        together = max(1, _STATE_BYTES // (numbers * problem.parameters.element_size()))
-        found = [
-            minimise(
-                Objectives(problem, rows.to(problem.parameters)),
-                problem.parameters.expand(len(rows), -1),
-                precondition,
-                goal=goal,
-                max_steps=self.max_steps,
-            )
-            for rows in track(weights.split(together), "Training again")
-        ]
-        return Minimum(
-            torch.cat([part.parameters for part in found]),
-            torch.cat([part.norms for part in found]),
-            torch.cat([part.steps for part in found]),
-            torch.cat([part.first for part in found]),
+        return minimise_rows(
+            weights.to(problem.parameters),
+            partial(Objectives, problem),
+            partial(minimise, precondition=precondition, goal=goal, max_steps=self.max_steps),
+            start=problem.parameters,
         )
 
 
@@ -190,10 +179,12 @@ class Objectives:
     Args:
         problem: model, loss, regulariser and data.
         weights: (M, N) in the problem's dtype.
+        tilt: (N, C) slopes t; sum_i t_i . f_i(theta) is taken off every objective.
     """
 
     problem: Problem
     weights: Tensor
+    tilt: Tensor | None = None
 
     def __call__(self, parameters: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(K,) values and (K, P) gradients of the runs in `rows` (K,), each at its parameters.
@@ -210,35 +201,35 @@ class Objectives:
         return torch.cat(values), torch.cat(slopes)
 
     def _of_a_few(self, parameters: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        problem = self.problem
-        weights = self.weights[rows]
-        values = parameters.new_zeros(len(rows))
-        slopes = torch.zeros_like(parameters)
-        for batch in problem.batches(problem.batch_size(stack=len(rows))):
-            value, slope = _weighted_sums(
-                problem, parameters, weights[:, batch.positions.to(weights.device)], batch
-            )
-            values += value
-            slopes += slope
+        problem, weights = self.problem, self.weights[rows]
+        total = weights.sum(1, keepdim=True) if problem.renormalize else float(len(problem))
+        shares = weights / total
         with torch.no_grad():
-            penalty_slopes, penalties = vmap(grad_and_value(problem.penalty))(parameters)
-        total = weights.sum(1) if problem.renormalize else torch.full_like(values, len(problem))
-        return values / total + penalties, slopes / total[:, None] + penalty_slopes
+            slopes, values = vmap(grad_and_value(problem.penalty))(parameters)
+        for batch in problem.batches(problem.batch_size(stack=len(rows))):
+            places = batch.positions.to(weights.device)
+            tilt = None if self.tilt is None else self.tilt[places]
+            value, slope = _sums(problem, parameters, shares[:, places], batch, tilt)
+            values, slopes = values + value, slopes + slope
+        return values, slopes
 
 
-def _weighted_sums(
-    problem: Problem, parameters: Tensor, weights: Tensor, batch: Batch
+def _sums(
+    problem: Problem, parameters: Tensor, shares: Tensor, batch: Batch, tilt: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Sums over a batch of w b loss (K,) and of their gradients (K, P)."""
+    """Sums over a batch of share b loss - t . f (K,), and their gradients (K, P)."""
 
-    def value_of(theta: Tensor, w: Tensor) -> Tensor:
-        return (w * batch.weights * problem.losses(theta, batch)).sum()
+    def value_of(theta: Tensor, share: Tensor) -> Tensor:
+        outputs = problem.outputs(theta, batch.inputs)
+        losses = problem.loss(outputs, cast("Tensor", batch.targets))
+        value = (share * batch.weights * losses).sum()
+        return value if tilt is None else value - (tilt * outputs.reshape(tilt.shape)).sum()
 
     if is_vectorised(problem):
         with torch.no_grad(), StackedLinear():
-            slopes, values = vmap(grad_and_value(value_of))(parameters, weights)
+            slopes, values = vmap(grad_and_value(value_of))(parameters, shares)
         return values, slopes
-    pairs = [_plain_slope(value_of, *run) for run in zip(parameters, weights, strict=True)]
+    pairs = [_plain_slope(value_of, *run) for run in zip(parameters, shares, strict=True)]
     values, slopes = zip(*pairs, strict=True)
     return torch.stack(values), torch.stack(slopes)
 
@@ -262,8 +253,10 @@ def _runs_together(problem: Problem, runs: int) -> int:
 # ------------------------------------------------------------- the fixed matrix
 
 
-def hessian_preconditioner(problem: Problem) -> Preconditioner:
-    """The inverse Hessian at the problem's parameters, made positive.
+def hessian_preconditioner(
+    problem: Problem, kind: MatrixName = "hessian", *, damping: float = 0.0
+) -> Preconditioner:
+    """The inverse Hessian (or damped Gauss-Newton matrix) at the parameters, made positive.
 
     Eigenvalues enter by their absolute value, so that a step goes down also where the Hessian is
     not positive. Directions that are flat to rounding are left alone. Of a large data set a fixed
@@ -273,9 +266,9 @@ def hessian_preconditioner(problem: Problem) -> Preconditioner:
     if len(problem) > _HESSIAN_EXAMPLES:
         order = torch.randperm(len(problem), generator=torch.Generator().manual_seed(0))
         positions = order[:_HESSIAN_EXAMPLES].sort().values
-    matrix = CurvatureMatrix(problem, "hessian", positions=positions).dense()
+    matrix = CurvatureMatrix(problem, kind, positions=positions).dense()
     eigenvalues, vectors = torch.linalg.eigh(matrix)
-    size = eigenvalues.abs()
+    size = eigenvalues.abs() + damping
     is_flat = size <= problem.size * torch.finfo(problem.dtype).eps * size.max()
     inverse = torch.where(is_flat, 0.0, 1 / size).to(problem.dtype)
     vectors = vectors.to(problem.dtype)
@@ -310,10 +303,35 @@ class Minimum:
     first: Tensor
 
 
+def minimise_rows(
+    weights: Tensor,
+    objectives: Callable[[Tensor], Function],
+    search: Callable[[Function, Tensor], Minimum],
+    *,
+    start: Tensor,
+) -> Minimum:
+    """The minimum for each row of weights, as many rows at a time as fit `_STATE_BYTES`.
+
+    Args:
+        weights: (M, N).
+        objectives: makes the functions of some rows.
+        search: `minimise` with its options.
+        start: (P,) where every run begins.
+    """
+    numbers = (2 * _MEMORY + 8) * len(start)
+    together = max(1, _STATE_BYTES // (numbers * start.element_size()))
+    found = [
+        search(objectives(rows), start.expand(len(rows), -1))
+        for rows in track(weights.split(together), "Training again")
+    ]
+    parts = ("parameters", "norms", "steps", "first")
+    return Minimum(*(torch.cat([getattr(part, name) for part in found]) for name in parts))
+
+
 def minimise(
     function: Function,
     start: Tensor,
-    precondition: Preconditioner | None,
+    precondition: Preconditioner | None = None,
     *,
     goal: Goal,
     max_steps: int,

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from whence.cli import audits, whatif
+from whence.cli import audits, explore, whatif
 from whence.cli.answers import Answer, AnswerCommand, Guide, quiet_option
 from whence.cli.values import given, without_pictures
 from whence.version import __version__
@@ -145,9 +145,11 @@ def explain(
     type=click.IntRange(min=2),
     help="How many training examples to leave out, one at a time.",
 )
+@click.option("--target", help="loo, subset or pbrf (proximal Bregman response function).")
 @click.option("--subsets", type=int, help="Train on so many random subsets instead.")
 @click.option("--fraction", type=float, help="Share of the data that every subset keeps.")
 @click.option("--seeds", type=int, help="How often each removal is trained, with other seeds.")
+@click.option("--damping", type=float, help="Of the proximal Bregman objective.")
 @click.option("--seed", type=int, help="Of the choice of what is left out, and the first one.")
 @quiet_option
 def verify(run: Path, problem: str | None, **options: Any) -> Answer:
@@ -258,5 +260,5 @@ def _explained(
     return Answer(document, tuple(show(for_terminal(story))), page)
 
 
-for _command in (*whatif.COMMANDS, *audits.COMMANDS):
+for _command in (explore.explore, *whatif.COMMANDS, *audits.COMMANDS):
     main.add_command(_command)

@@ -6,6 +6,7 @@ from typing import Any, TypedDict, Unpack, cast, get_args
 import numpy as np
 import torch
 
+from whence.calculus.bregman import BregmanTraining
 from whence.core.batches import TensorData
 from whence.core.measurements import MeasurementFunction, is_named
 from whence.core.problem import Problem, Queries
@@ -14,7 +15,6 @@ from whence.core.training import Trainer
 from whence.errors import BadArgument, unknown_name
 from whence.verification.bench import Bench, choose_training
 from whence.verification.removals import (
-    Removals,
     choose_examples,
     random_subsets,
     single_examples,
@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     queries: Sequence[int] | None
     measurement: MeasurementFunction | Measurement | None
     training: Trainer | Callable[..., object] | None
+    damping: float
     seed: int
 
 
@@ -57,6 +58,7 @@ def verify(
     |---|---|---|
     | "loo" | one example at a time | what is a single example worth, in this very run? |
     | "subset" | a random share (1 - fraction) each time | do effects add up, over large removals? |
+    | "pbrf" | one at a time, by `BregmanTraining` | is the linear algebra right, at no optimum? |
 
     Both models of a difference are trained in the same way, from the same seed, on the objective
     that the scores speak of: what the training does differently from the original one cancels.
@@ -75,8 +77,9 @@ def verify(
         options: `queries`, positions of those to be measured, default all; `measurement`, needed
             only where the scores were loaded from a file and had been made with a measurement of
             one's own; `training`, how to train again, default that of the problem, else Newton
-            steps from the optimum where the model is small enough; `seed` of the draw, and the
-            first one of the trainings.
+            steps from the optimum where the model is small enough; `damping` of the proximal
+            Bregman objective, default that of the scores; `seed` of the draw, and the first one of
+            the trainings.
 
     Returns:
         Correlations, slope, intervals, noise ceiling, and a verdict in words.
@@ -102,19 +105,37 @@ def verify(
         removals = random_subsets(problem, subsets or SUBSETS, share, seed=seed)
     else:
         removals = single_examples(problem, choose_examples(scores, rows, examples, seed=seed))
-    bench = _prepare(problem, scores, rows, removals, options)
+    how = _choose(problem, scores, target, len(removals), options)
+    bench = _prepare(problem, scores, rows, how, options)
     return Verification(scores, measure_truth(bench, removals, target, seeds=seeds, seed=seed))
 
 
 def _prepare(
-    problem: Problem, scores: Scores, rows: Array, removals: Removals, options: Options
+    problem: Problem, scores: Scores, rows: Array, how: Trainer, options: Options
 ) -> Bench:
     """Everything that is needed to train and to measure, checked."""
-    how = choose_training(problem, options.get("training"), SEEDS * len(removals))
     measured = _find_measurement(problem, scores, options.get("measurement"))
     bench = Bench(problem, how, measured, _ask(problem, scores, rows))
     _check_baseline(bench, scores.baseline[rows])
     return bench
+
+
+def _choose(
+    problem: Problem, scores: Scores, target: Target, count: int, options: Options
+) -> Trainer:
+    """What trains again."""
+    given = options.get("training")
+    if target != "pbrf":
+        return choose_training(problem, given, SEEDS * count)
+    damping = options.get("damping", scores.report.get("damping"))
+    if given is not None or not isinstance(damping, int | float):
+        raise BadArgument(
+            found=f"target='pbrf', training={given!r}, damping={damping!r}.",
+            why="The proximal Bregman objective is minimised from the parameters as they are, with "
+            "the damping of the scores; these scores may have none.",
+            remedy="Leave training out, and give a number: damping=1e-3.",
+        )
+    return BregmanTraining(float(damping))
 
 
 # ------------------------------------------------------------------ what was asked

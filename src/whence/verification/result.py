@@ -16,7 +16,7 @@ from whence.verification.verdicts import FEWEST, judge
 
 Array = np.ndarray[Any, Any]
 
-_KINDS = {"loo": "leave-one-out", "subset": "subsets"}
+_KINDS = {"loo": "leave-one-out", "subset": "subsets", "pbrf": "pbrf"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,7 +80,7 @@ class Verification:
 
     @property
     def kind(self) -> str:
-        """What was trained: "leave-one-out" or "subsets"."""
+        """What was trained: "leave-one-out", "subsets", or "pbrf"."""
         return _KINDS[self.truth.target]
 
     @property
@@ -241,6 +241,8 @@ class Verification:
             words = f"{self.examples} trainings on a random {removals.fraction:.0%} of the data"
         else:
             words = f"{self.examples} training examples left out one by one"
+        if self.kind == "pbrf":
+            words += f" ({self.training})"
         return words + (f", each under {seeds} seeds" if seeds > 1 else "")
 
     def _agreement(self) -> str:

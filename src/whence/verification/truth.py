@@ -20,8 +20,8 @@ from whence.verification.verdicts import FEWEST
 
 Array = np.ndarray[Any, Any]
 
-Target = Literal["loo", "subset"]
-"""Examples left out one by one, or random subsets."""
+Target = Literal["loo", "subset", "pbrf"]
+"""One example at a time; random subsets; one at a time under the proximal Bregman objective."""
 
 SEEDS = 2
 """Under which subsets are trained where the seed matters: with two, the noise is known."""
