@@ -10,6 +10,7 @@ from torch import nn
 import problems
 from whence import explanation
 from whence.adapters import make_problem
+from whence.calculus.training import Training
 from whence.core.losses import make_loss
 from whence.core.problem import Problem
 from whence.curvature.cg import CG
@@ -20,6 +21,8 @@ from whence.curvature.refined import Refined
 from whence.errors import Stale, UnknownName
 from whence.explanation import choose, dual_cost, exact_cost, explain, fit, refined_operations
 from whence.methods.influence import Influence
+from whence.report import write_report
+from whence.verification import verify
 
 
 def test_small_problems_are_explained_exactly_and_the_report_says_why():
@@ -223,3 +226,29 @@ def test_every_small_network_is_explained_without_a_word_of_configuration(name):
     scores = explain(case.problem, case.queries)
     assert np.isfinite(scores.values).all()
     assert scores.values.any()
+
+
+# -------------------------------------------------------------------- the verdict beside it
+
+
+def test_scores_that_were_verified_carry_the_verdict_of_leave_one_out():
+    case = problems.multinomial()
+    scores = explain(case.problem, case.queries, verify=12)
+    expected = verify(case.problem, explain(case.problem, case.queries), examples=12)
+    report = scores.report["verification"]
+    assert (report["kind"], report["verdict"]) == ("leave-one-out", expected.verdict)
+    assert report["pearson"] == pytest.approx(expected.pearson)
+
+
+def test_a_network_with_a_recipe_is_verified_over_subsets_and_its_page_begins_with_that(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=random).double()
+    recipe = Training(lambda: nn.Linear(3, 2).double(), lr=0.05, epochs=5, batch_size=8)
+    problem = make_problem(recipe, (x, (x[:, 0] > 0).long()), loss="cross_entropy")
+    scores = explain(problem, x[:2] + 1, method="graddot", verify=9)
+    report = scores.report["verification"]
+    assert (report["kind"], report["examples"], report["seeds"]) == ("subsets", 9, 2)
+    page = write_report(problem, scores, tmp_path / "why.html").read_text(encoding="utf-8")
+    assert page.index(report["sentence"][:40]) < page.index("<main")
+    assert "times, each without a random 0.5 of the training examples, under 2 seeds" in page
+    assert "Not checked by retraining" not in page

@@ -15,6 +15,7 @@ from whence.curvature.refined import Refined
 from whence.errors import Stale, WhenceError
 from whence.methods import Fitted, Influence, Method, make_method
 from whence.methods.base import MeasurementLike
+from whence.verification import verify_some
 
 MethodLike = str | Method | Fitted
 
@@ -34,6 +35,7 @@ def explain(
     *,
     measurement: MeasurementLike = None,
     method: MethodLike = "auto",
+    verify: int | None = None,
 ) -> Scores:
     """How much each training example matters to each query.
 
@@ -50,14 +52,19 @@ def explain(
             `(outputs, targets) -> one value per query`.
         method: "auto", a name from `whence methods`, a recipe such as
             `Influence(CG(tolerance=1e-8))`, or what `fit` returned.
+        verify: how many removals are trained again, to tell how far to believe the effects: random
+            halves of the data where the problem has a `Training`, single examples otherwise; see
+            `whence.verify`. By default nothing is trained.
 
     Returns:
-        (Q, N) effects that know their sign, unit and report.
+        (Q, N) effects that know their sign, unit and report; with `verify` the report carries the
+        verdict.
 
     Raises:
         WhenceError: the problem, the queries or a solve failed; nothing is guessed.
     """
-    return fit(problem, method).scores(queries, measurement)
+    scores = fit(problem, method).scores(queries, measurement)
+    return scores if verify is None else verify_some(problem, scores, verify).scores
 
 
 def fit(problem: Problem, method: MethodLike = "auto") -> Fitted:

@@ -72,6 +72,15 @@ def test_with_verification_its_verdict_is_passed_on(make_problem, make_scores, m
     assert story["verification"]["noise_ceiling"] is None
 
 
+def test_the_verdict_that_scores_carry_is_told(make_problem, make_scores, make_verification):
+    problem = make_problem()
+    verdict = make_verification(make_scores(problem)).to_json()
+    summary = {name: value for name, value in verdict.items() if name not in ("points", "queries")}
+    story = tell(problem, make_scores(problem).with_report(verification=summary))
+    assert story["trust"]["title"] == verdict["verdict"]
+    assert story["verification"]["points"] == []
+
+
 def test_arbitrary_units_are_named_and_the_measurement_keeps_its_own(make_problem, make_scores):
     problem = make_problem()
     story = tell(problem, make_scores(problem, is_calibrated=False))

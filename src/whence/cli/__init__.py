@@ -96,7 +96,8 @@ def demo(out: Path, examples: int | None) -> Answer:
     "examples",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Also train again without N of the training examples, one at a time.",
+    help="Also train again N times without some examples: on random halves where the problem has a "
+    "Training, else without one example at a time.",
 )
 @click.option(
     "--out", type=_path, metavar="FOLDER", help="Write a run folder with scores, story and report."
@@ -118,11 +119,12 @@ def explain(
     from whence.report import tell
     from whence.report.album import make_album
     from whence.report.runs import save_run
+    from whence.verification import verify_some
 
     trained = load_problem(problem)
     asked = load_queries(queries)
     scores = whence.explain(trained, asked, **given(measurement=measurement, method=method))
-    checked = None if examples is None else whence.verify(trained, scores, examples=examples)
+    checked = None if examples is None else verify_some(trained, scores, examples)
     scores = scores if checked is None else checked.scores
     story = tell(trained, scores, verification=checked, **given(top=top))
     if out is not None:

@@ -53,7 +53,7 @@ def tell(
     Args:
         problem: what was explained; shows the examples.
         scores: (Q, N) effects.
-        verification: what retraining said of these scores.
+        verification: what retraining said of these scores; default the verdict in their report.
         queries: positions (0 to Q - 1) of the queries to tell of, default all.
         top: how many proponents and opponents of each query are shown.
         title: of the page.
@@ -74,7 +74,7 @@ def tell(
     positions = _check_queries(queries, len(scores.query_ids))
     shown = AtHand(problem, scores)
     report = scores.report
-    checked = None if verification is None else verification.to_json()
+    checked = _checked(scores) if verification is None else verification.to_json()
     story: Json = {
         **_opening(title or _title(problem, len(positions))),
         "problem": problem.facts(),
@@ -165,6 +165,12 @@ def trust(verification: Mapping[str, Any] | None, *, is_calibrated: bool = True)
         "title": verification["verdict"],
         "sentence": verification["sentence"],
     }
+
+
+def _checked(scores: "Scores") -> Json | None:
+    """The verdict that scores carry from `explain(..., verify=n)`, without its points."""
+    verdict = scores.report.get("verification")
+    return None if verdict is None else {**verdict, "points": [], "queries": []}
 
 
 def _opening(title: str) -> Json:

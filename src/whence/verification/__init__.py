@@ -2,7 +2,15 @@
 
 from whence.verification.bench import Bench, choose_training
 from whence.verification.changing import Retraining, retrain
-from whence.verification.checking import verify
+from whence.verification.checking import verify, verify_some
 from whence.verification.result import Verification
 
-__all__ = ["Bench", "Retraining", "Verification", "choose_training", "retrain", "verify"]
+__all__ = [
+    "Bench",
+    "Retraining",
+    "Verification",
+    "choose_training",
+    "retrain",
+    "verify",
+    "verify_some",
+]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from whence.calculus.bregman import BregmanTraining
+from whence.calculus.training import Training
 from whence.core.batches import TensorData
 from whence.core.measurements import MeasurementFunction, is_named
 from whence.core.problem import Problem, Queries
@@ -108,6 +109,26 @@ def verify(
     how = _choose(problem, scores, target, len(removals), options)
     bench = _prepare(problem, scores, rows, how, options)
     return Verification(scores, measure_truth(bench, removals, target, seeds=seeds, seed=seed))
+
+
+def verify_some(problem: Problem, scores: Scores, count: int) -> Verification:
+    """Trains again without `count` things, in the way that tells most of this problem.
+
+    A network with a recipe (`Training`) is trained on random halves, each under two seeds: its
+    single effects drown in the noise of its seed. Anything else is trained without one example at a
+    time.
+
+    Args:
+        problem: the one that the scores came from.
+        scores: from `explain`.
+        count: removals that are trained again.
+
+    Raises:
+        WhenceError: as `verify` does.
+    """
+    if isinstance(problem.training, Training):
+        return verify(problem, scores, subsets=count)
+    return verify(problem, scores, examples=count)
 
 
 def _prepare(
