@@ -7,7 +7,7 @@ one document and a pipe sees nothing else.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,11 +32,13 @@ class Answer:
         document: for programs; printed by `--json`.
         shown: for people; printed one below the other.
         path: what was written, if anything: the last line, and the only one under `--quiet`.
+        then: what goes on once the answer is printed, until it is interrupted.
     """
 
     document: Any
     shown: "Sequence[RenderableType]" = ()
     path: object = None
+    then: Callable[[], None] | None = None
 
 
 _QUIET = "Print only the path of what was written."
@@ -102,6 +104,10 @@ class AnswerCommand(click.Command):
             _print_answer(answer, is_json=is_json, is_quiet=is_quiet)
         except BrokenPipeError:  # the reader, such as `head -1`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if answer.then is not None:
+            sys.stdout.flush()
+            with redirect_stdout(sys.stderr):
+                answer.then()
 
     def _answer(self, ctx: click.Context, *, is_quiet: bool) -> Answer:
         with redirect_stdout(sys.stderr):

@@ -294,7 +294,7 @@ def compare(
     asked_b = second.queries(queries if views.queries_b is None else views.queries_b)
     warnings = _check_queries(first, second, asked, asked_b)
     given = views.inputs
-    distances = _distances(first, queries, asked) if given is None else _between(*given)
+    distances = raw_distances(first, queries, asked) if given is None else _between(*given)
     if distances.shape != (len(asked), len(first)):
         raise BadData(
             found=f"inputs holds {distances.shape[1]:,} training inputs and "
@@ -441,7 +441,7 @@ def _same_label(problem: Problem, asked: Queries) -> np.ndarray | None:
 # ---------------------------------------------------------------------------- distances
 
 
-def _distances(problem: Problem, source: object, asked: Queries) -> np.ndarray:
+def raw_distances(problem: Problem, source: object, asked: Queries) -> np.ndarray:
     """(Q, N) between the raw inputs of queries and training examples."""
     if not isinstance(source, Queries):
         data = problem.read(source)

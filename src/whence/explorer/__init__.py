@@ -1,0 +1,1 @@
+"""A run as pages of a local server: look at it, ask it, review its labels."""
