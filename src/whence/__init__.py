@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from whence.methods.gradcos import GradCos
     from whence.methods.influence import Influence
     from whence.methods.loss import TrainLoss
+    from whence.methods.magic import MAGIC
     from whence.report import write_report, write_sections
     from whence.sections import Section
     from whence.uses.comparison import Comparison, Views, compare
@@ -84,6 +85,7 @@ _HOMES = {
     "Ensemble": "whence.methods.ensemble",
     "GradCos": "whence.methods.gradcos",
     "TrainLoss": "whence.methods.loss",
+    "MAGIC": "whence.methods.magic",
     "Exact": "whence.curvature.exact",
     "EKFAC": "whence.curvature.ekfac",
     "KFAC": "whence.curvature.kfac",
@@ -132,6 +134,7 @@ __all__ = [
     "CG",
     "EKFAC",
     "KFAC",
+    "MAGIC",
     "SGD",
     "Adam",
     "Arnoldi",

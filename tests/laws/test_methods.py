@@ -27,6 +27,7 @@ from whence.methods import Method, make_method
 from whence.methods.bm25 import BM25
 from whence.methods.ensemble import Ensemble
 from whence.methods.influence import Influence
+from whence.methods.magic import MAGIC
 
 
 def signs(inputs: dict[str, Tensor] | Tensor) -> list[list[tuple[int, bool]]]:
@@ -49,6 +50,7 @@ RECIPES: dict[str, Method] = {
     **{name: ITERATIVE.get(name) or make_method(name) for name in methods.names()},
     "bm25": BM25(terms=signs),
     "ensemble": Ensemble("exact", subsets=2),
+    "magic": MAGIC(subsets=2, directions=0),
     "exact, first order": Influence("exact", removal="first_order"),
     "exact, finite": Influence("exact", change="finite"),
     "cg, finite": Influence(CG(tolerance=1e-11), change="finite"),

@@ -36,6 +36,7 @@ _FACTS = (
     _Fact("leverage_fallbacks", "Leverage fallbacks", "scored to first order instead", "examples"),
     _Fact("members", "Members", "models that were trained again and averaged over", "models"),
     _Fact("member_share", "Data of a member", "share of the training data that each has seen"),
+    _Fact("metasmoothness", "Metasmoothness", "1 where training follows its weights smoothly"),
     _Fact(
         "rank_stability",
         "Rank stability",
