@@ -58,7 +58,7 @@ RECIPES: dict[str, Method] = {
 BASELINES = {"bm25", "embedding", "gradcos", "loss"}
 """They rank: a scale of the measurement does not reach them, nor are they linear in it."""
 
-TRAINED = {"ensemble"}
+TRAINED = {"ensemble", "magic"}
 """They train again, which another scale of the objective changes."""
 
 BILINEAR = [name for name in RECIPES if name not in BASELINES]
@@ -70,7 +70,8 @@ ON = pytest.mark.parametrize("case", ["multinomial", "class_weighted", "renormal
 def case_of(name: str) -> Case:
     own = {"renormalized": lambda: problems.multinomial().renormalized()}
     case = (ALL | own | {"selecting": problems.selecting})[name]()
-    training = Training(case.problem.model, "sgd", lr=0.1, epochs=2, batch_size=16)
+    # All examples in a batch: equal ones then have equal parts in every step.
+    training = Training(case.problem.model, "sgd", lr=0.1, epochs=4, batch_size=100)
     return replace(case, problem=replace(case.problem, training=training))
 
 
