@@ -45,6 +45,17 @@ def test_a_stack_of_runs_takes_the_steps_of_each(optimizer: Optimizer) -> None:
         assert torch.equal(stack[row], single)
 
 
+@pytest.mark.parametrize("optimizer", [*(pair[0] for pair in PAIRS), Adam(eps_root=1e-3)])
+def test_a_step_in_place_is_the_same_step(optimizer: Optimizer) -> None:
+    start, slopes = torch.randn(4, 5).double(), _gradients(3, 20).reshape(3, 4, 5)
+    state = optimizer.start(start)
+    written = state.clone()
+    for count, slope in enumerate(slopes, start=1):
+        state = optimizer.step(state, slope, lr=0.1, count=count)
+        optimizer.step_(written, slope, lr=0.1, count=count)
+        assert torch.allclose(written, state, rtol=1e-13, atol=1e-15)
+
+
 def test_a_parameter_that_nothing_has_moved_has_a_finite_derivative() -> None:
     gradient = torch.tensor([0.0, 1.0], requires_grad=True)
     state = Adam().step(Adam().start(torch.zeros(2)), gradient, lr=0.1, count=1)

@@ -1,17 +1,21 @@
 """A training is a function of weights and a seed, and that of `torch.optim`."""
 
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import whence
+from whence.calculus.bulk import run
 from whence.calculus.optimizers import SGD, Optimizer
-from whence.calculus.training import Course, Training, run, states
+from whence.calculus.training import Course, Training
+from whence.core.changes import replacement
 from whence.core.problem import Problem
-from whence.errors import BadArgument, UnknownName
+from whence.errors import BadArgument, BadData, UnknownName
 
 N = 30
 
@@ -81,23 +85,6 @@ def test_many_runs_are_the_runs_one_by_one() -> None:
         assert torch.allclose(problem.retrain(row, seed=1).parameters[0], theta, atol=1e-12)
 
 
-def test_states_on_the_way_lead_to_each_other() -> None:
-    problem = _problem(optimizer="adam")
-    course = Course(problem, problem.training)
-    weights = torch.ones(2, N).double()
-    weights[1, ::3] = 0
-    found = states(course, weights, [0, 4, 5, course.steps])
-    assert torch.equal(found[0], course.start().expand(2, -1, -1))
-    assert torch.equal(found[-1], run(course, weights))
-    batch = course.batch(4)
-    rows = weights[:, batch.positions]
-    for before, after, row in zip(found[1], found[2], rows, strict=True):
-        assert torch.allclose(course.step(before, row, batch=batch, at=4), after, atol=1e-14)
-    for wrong in ([], [3, 2], [1, 1], [-1], [course.steps + 1]):
-        with pytest.raises(BadArgument, match=f"{course.steps}"):
-            states(course, weights, wrong)
-
-
 def test_every_epoch_sees_every_example_once_in_its_own_order() -> None:
     problem = _problem()
     course = Course(problem, problem.training)
@@ -111,12 +98,16 @@ def test_every_epoch_sees_every_example_once_in_its_own_order() -> None:
 def test_derivatives_pass_through_all_of_it() -> None:
     problem = _problem(optimizer="adam")
     course = Course(problem, problem.training)
-    weights = torch.ones(1, N).double().requires_grad_()
-    (slope,) = torch.autograd.grad(run(course, weights)[0, 0].sum(), weights)
-    step = torch.zeros(1, N).double()
-    step[0, 3] = 1e-5
-    ahead, behind = (run(course, (weights + s).detach())[0, 0].sum() for s in (step, -step))
-    assert slope[0, 3].item() == pytest.approx(float(ahead - behind) / 2e-5, rel=1e-5)
+    weights = torch.ones(N).double().requires_grad_()
+    state = course.start()
+    for at in range(course.steps):
+        batch = course.batch(at)
+        state = course.step(state, weights[batch.positions], batch=batch, at=at)
+    (slope,) = torch.autograd.grad(state[0].sum(), weights)
+    step = torch.zeros(N).double()
+    step[3] = 1e-5
+    ends = run(course, torch.stack([weights + step, weights - step]).detach())[:, 0].sum(1)
+    assert slope[3].item() == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-5)
 
 
 def test_a_long_gradient_is_clipped() -> None:
@@ -139,8 +130,50 @@ def test_a_stack_of_runs_is_updated_as_each_of_them(optimizer: str | Optimizer) 
         assert torch.allclose(course.update(state, slope, at=2), found, rtol=1e-13)
 
 
+def test_a_batch_may_be_larger_than_the_data() -> None:
+    problem = _problem(batch_size=1000, optimizer="sgd", epochs=4)
+    course = Course(problem, problem.training)
+    assert course.steps == 4
+    assert len(course.batch(3)) == N
+    expected = _by_hand(course, partial(torch.optim.SGD, lr=1), torch.ones(N).double())
+    assert torch.allclose(problem.parameters, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_examples_with_other_contents_are_trained_on_as_they_are_now() -> None:
+    problem, (x, y) = _problem(), _data()
+    changed = replacement(problem, np.array([3, 7]), targets=(y[[3, 7]] + 1) % 3)
+    assert changed.contents(problem).data.is_changed
+    found = changed.contents(problem).retrain().parameters
+    y[[3, 7]] = (y[[3, 7]] + 1) % 3
+    training = problem.training
+    expected = whence.make_problem(training, (x, y), loss="cross_entropy").parameters
+    assert torch.equal(found[0], expected)
+    assert not torch.equal(found[0], problem.parameters)
+
+
+def test_a_start_of_another_kind_of_model_is_refused() -> None:
+    for model, told in (
+        (nn.Linear(4, 3), "no parameter"),
+        (nn.Sequential(nn.Linear(4, 6)), "6, 4"),
+    ):
+        problem = _problem()
+        other = replace(problem, training=replace(problem.training, init=lambda m=model: m))
+        with pytest.raises(BadData, match=f"0.weight.*{told}"):
+            other.retrain()
+
+
 def test_what_makes_no_sense_is_refused() -> None:
-    for wrong in ({"lr": 0.0}, {"epochs": 0}, {"batch_size": 0}, {"weight_decay": -1.0}):
+    for wrong in (
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"batch_size": 0},
+        {"batch_size": 8.0},
+        {"weight_decay": -1.0},
+        {"clip": 0.0},
+        {"memory": 0},
+    ):
         with pytest.raises(BadArgument):
             Training(_network, **wrong)
     with pytest.raises(UnknownName, match="cosine"):

@@ -50,6 +50,17 @@ class Optimizer(ABC):
             count: 1 for the first step.
         """
 
+    def step_(self, state: Tensor, gradient: Tensor, *, lr: float, count: int) -> None:
+        """The same step, written over the state; without derivatives.
+
+        Args:
+            state: (..., S, P).
+            gradient: (..., P) at its parameters.
+            lr: learning rate of this step.
+            count: 1 for the first step.
+        """
+        state.copy_(self.step(state, gradient, lr=lr, count=count))
+
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
@@ -99,6 +110,16 @@ class SGD(Optimizer):
         if self.nesterov:
             along = torch.add(gradient, velocity, alpha=self.momentum)
         return torch.stack([torch.add(theta, along, alpha=-lr), velocity], -2)
+
+    def step_(self, state: Tensor, gradient: Tensor, *, lr: float, count: int) -> None:
+        """The same step, written over the state; see `Optimizer.step_`."""
+        del count
+        along = gradient
+        if self.momentum:
+            along = state[..., 1, :].mul_(self.momentum).add_(gradient)
+        if self.nesterov:
+            along = torch.add(gradient, along, alpha=self.momentum)
+        state[..., 0, :].add_(along, alpha=-lr)
 
 
 @dataclass(frozen=True)
@@ -158,6 +179,15 @@ class Adam(Optimizer):
         root = _safe_sqrt(square / (1 - b2**count) + self.eps_root)
         theta = theta.addcdiv(mean, root + self.eps, value=-lr / (1 - b1**count))
         return torch.stack([theta, mean, square], -2)
+
+    def step_(self, state: Tensor, gradient: Tensor, *, lr: float, count: int) -> None:
+        """The same step, written over the state; see `Optimizer.step_`."""
+        theta, mean, square = state.unbind(-2)
+        b1, b2 = self.betas
+        mean.lerp_(gradient, 1 - b1)
+        square.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+        root = _safe_sqrt(square / (1 - b2**count) + self.eps_root)
+        theta.addcdiv_(mean, root.add_(self.eps), value=-lr / (1 - b1**count))
 
 
 def _safe_sqrt(x: Tensor) -> Tensor:

@@ -9,26 +9,28 @@ else. On one machine a training gives the same bits every time.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import pairwise
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import grad
 
-from whence.calculus.gradients import is_vectorised
+from whence.calculus.kept import trained
 from whence.calculus.optimizers import Optimizer, make_optimizer
+from whence.calculus.rehearsal import check_repeatable, check_weights
 from whence.core.batches import Batch, Tree
 from whence.core.problem import Problem
 from whence.core.regularizers import matching
 from whence.core.training import Retrained, Trainer
-from whence.errors import BadArgument, unknown_name
+from whence.errors import BadArgument, BadData, unknown_name
 from whence.numerics import draws
-from whence.progress import track
 
 Schedule = Callable[[int, int], float]
 """`(step, steps) -> factor` of the learning rate, with step from 0."""
@@ -63,6 +65,9 @@ class Training(Trainer):
         decayed: name pattern(s) of the parameters that decay.
         clip: largest norm of the gradient of a step.
         augment: changes the inputs of a batch: `(inputs, generator) -> inputs`.
+        memory: bytes that the states of trainings side by side may take.
+        cache: a folder in which trained parameters are kept, and found again where nothing that
+            matters has changed; a training that was killed goes on from there.
 
     Raises:
         BadArgument: a number outside its range.
@@ -80,23 +85,24 @@ class Training(Trainer):
     decayed: str | tuple[str, ...] = "*"
     clip: float | None = None
     augment: Augment | None = None
+    memory: int = 2**30
+    cache: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         make_optimizer(self.optimizer)
         if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
-        numbers = (
-            self.lr,
-            self.epochs,
-            self.batch_size,
-            math.inf if self.clip is None else self.clip,
-        )
-        if not min(numbers) > 0 or not self.weight_decay >= 0:
+        clip = math.inf if self.clip is None else self.clip
+        counts: list[Any] = [self.epochs, self.batch_size, self.memory]
+        are_whole = all(isinstance(count, int) for count in counts)
+        are_above = min(*counts, clip) > 0 and self.lr > 0
+        if not (are_whole and are_above and self.weight_decay >= 0):
             raise BadArgument(
                 found=f"lr={self.lr!r}, epochs={self.epochs!r}, batch_size={self.batch_size!r}, "
-                f"clip={self.clip!r}, weight_decay={self.weight_decay!r}.",
+                f"clip={self.clip!r}, weight_decay={self.weight_decay!r}, memory={self.memory!r}.",
                 why="A training takes steps of some size over batches of some examples.",
-                remedy="Give numbers above zero, and a weight decay of zero or more.",
+                remedy="Give numbers above zero, whole ones where they count something, and a "
+                "weight decay of zero or more.",
             )
 
     @property
@@ -123,7 +129,7 @@ class Training(Trainer):
         """
         if isinstance(self.init, nn.Module):
             return deepcopy(self.init)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self.seed + seed)
             return self.init()
 
@@ -134,9 +140,25 @@ class Training(Trainer):
             problem: what is trained.
             weights: (M, N).
             seed: counted from that of the training.
+
+        Raises:
+            BadArgument: weights of another shape, negative or NaN.
+            NotDeterministic: the first step gives two results.
+            Diverged: a gradient is not a number.
+            TooLarge: not even one training fits the memory.
         """
-        course = Course(problem, self, seed)
-        return Retrained(run(course, weights)[:, 0], {"training": self.name, "seed": seed})
+        check_weights(problem, weights)
+        course, started = Course(problem, self, seed), time.monotonic()
+        check_repeatable(course)
+        parameters, reused = trained(course, weights)
+        report = {
+            "training": self.name,
+            "seed": seed,
+            "steps": course.steps,
+            "reused": reused,
+            "seconds": time.monotonic() - started,
+        }
+        return Retrained(parameters, report)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +223,21 @@ class Course:
         return Batch(inputs, batch.targets, batch.positions, batch.weights)
 
     def start(self) -> Tensor:
-        """(S, P) the state before the first step."""
+        """(S, P) the state before the first step.
+
+        Raises:
+            BadData: the model of the recipe has other parameters than that of the problem.
+        """
         named = dict(self.training.model(self.seed).named_parameters())
+        for name, shape in self.problem.layout.shapes.items():
+            if name not in named or named[name].shape != shape:
+                got = tuple(named[name].shape) if name in named else "no parameter of this name"
+                raise BadData(
+                    found=f"{name} of {self.problem.name} has shape {tuple(shape)}; the model that "
+                    f"Training(init=...) makes has {got}.",
+                    why="The training has to lead to a model of the same kind.",
+                    remedy="Give make_problem the model that init makes, or the training alone.",
+                )
         flat = self.problem.layout.join(named).detach()
         return self.optimizer.start(flat.to(self.problem.parameters))
 
@@ -238,14 +273,24 @@ class Course:
             at: the number of the step, from 0.
         """
         lr = self.lr(at)
-        if self.training.clip is not None:
-            length = slope.norm(dim=-1, keepdim=True)
-            slope = slope * (self.training.clip / (length + 1e-6)).clamp(max=1)
-        then = self.optimizer.step(state, slope, lr=lr, count=at + 1)
+        then = self.optimizer.step(state, self._clipped(slope), lr=lr, count=at + 1)
         if self._shrink is None:
             return then
         theta = torch.addcmul(then[..., 0, :], self._shrink, state[..., 0, :], value=-lr)
         return torch.cat([theta.unsqueeze(-2), then[..., 1:, :]], -2)
+
+    def update_(self, state: Tensor, slope: Tensor, *, at: int) -> None:
+        """The same, written over the state; without derivatives."""
+        lr = self.lr(at)
+        if self._shrink is not None:
+            state[..., 0, :].mul_(1 - lr * self._shrink)
+        self.optimizer.step_(state, self._clipped(slope), lr=lr, count=at + 1)
+
+    def _clipped(self, slope: Tensor) -> Tensor:
+        if self.training.clip is None:
+            return slope
+        length = slope.norm(dim=-1, keepdim=True)
+        return slope * (self.training.clip / (length + 1e-6)).clamp(max=1)
 
     @cached_property
     def _shrink(self) -> Tensor | None:
@@ -264,57 +309,3 @@ class Course:
 
 def _several(patterns: str | Iterable[str]) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def run(course: Course, weights: Tensor) -> Tensor:
-    """The last state of M trainings that differ in nothing but their weights.
-
-    Args:
-        course: of all of them.
-        weights: (M, N).
-
-    Returns:
-        (M, S, P).
-    """
-    return states(course, weights, [course.steps])[0]
-
-
-def states(course: Course, weights: Tensor, after: Sequence[int]) -> Tensor:
-    """The states of M trainings on their way: checkpoints.
-
-    Args:
-        course: of all of them.
-        weights: (M, N).
-        after: K numbers of steps, ascending; 0 is the start and `course.steps` the end.
-
-    Returns:
-        (K, M, S, P).
-
-    Raises:
-        BadArgument: a number outside 0 to T, or out of order.
-    """
-    _check_places(course, after)
-    start = course.start()
-    state, weights = start.expand(len(weights), *start.shape), weights.to(start)
-    kept = [state] if after[0] == 0 else []
-    for at in track(range(after[-1]), "Training", total=after[-1]):
-        batch = course.batch(at)
-        advance = partial(course.step, batch=batch, at=at)
-        rows = weights[:, batch.positions.to(weights.device)]
-        if is_vectorised(course.problem):
-            state = vmap(advance)(state, rows)
-        else:
-            state = torch.stack([advance(*pair) for pair in zip(state, rows, strict=True)])
-        if at + 1 in after:
-            kept.append(state)
-    return torch.stack(kept)
-
-
-def _check_places(course: Course, after: Sequence[int]) -> None:
-    is_ascending = all(a < b for a, b in pairwise(after))
-    if not after or not is_ascending or not 0 <= after[0] <= after[-1] <= course.steps:
-        raise BadArgument(
-            found=f"States after {list(after)} steps were asked for.",
-            why=f"This training has {course.steps} steps, and passes each of them once.",
-            remedy=f"Give numbers from 0 to {course.steps}, each once and in ascending order.",
-        )

@@ -70,6 +70,44 @@ def call(problem: "Problem", inputs: Tree, what: str) -> Tensor:
         ) from error
 
 
+def blamed(problem: "Problem", parameters: Tensor, batch: Batch) -> str:
+    """Which module answers the same call in two ways, as the end of a sentence.
+
+    Args:
+        problem: whose model is asked.
+        parameters: (P,) where.
+        batch: on what.
+    """
+    first, second = (_said(problem, parameters, batch.inputs) for _ in range(2))
+    for (name, one), (_, other) in zip(first, second, strict=True):
+        if not all(map(torch.equal, one, other)):
+            return f"the first module that answers in two ways is {name}"
+    return "the modules of the model agree with themselves, so it is the loss or a derivative"
+
+
+def _said(problem: "Problem", parameters: Tensor, inputs: Tree) -> list[tuple[str, list[Tensor]]]:
+    """What each module answers, in the order in which they finish."""
+    said: list[tuple[str, list[Tensor]]] = []
+
+    def listen(name: str, module: nn.Module) -> Any:
+        def hear(module: nn.Module, args: object, output: object) -> None:
+            del args
+            label = f"{name or 'the model itself'} ({type(module).__name__})"
+            leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            said.append((label, [leaf.detach().clone() for leaf in leaves]))
+
+        return module.register_forward_hook(hear)
+
+    handles = [listen(name, module) for name, module in problem.model.named_modules()]
+    try:
+        with torch.no_grad():
+            problem.outputs(parameters, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return said
+
+
 def check_query_shapes(problem: "Problem", inputs: Tree) -> None:
     """Refuses queries that do not look like training examples.
 
@@ -160,7 +198,7 @@ def _check_per_example(problem: "Problem", few: Batch) -> None:
     if not torch.allclose(losses, again, rtol=tolerance, atol=tolerance, equal_nan=True):
         raise NotDeterministic(
             found="Two calls on the same examples gave losses that differ by "
-            f"{(losses - again).abs().max():.3g}.",
+            f"{(losses - again).abs().max():.3g}; {blamed(problem, problem.parameters, few)}.",
             why="The gradient of a random loss is noise.",
             remedy="Call model.eval(), and take sampling and augmentation out of model and data.",
         )
