@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from whence.methods.influence import Influence
     from whence.methods.loss import TrainLoss
     from whence.methods.magic import MAGIC
+    from whence.methods.source import Source
+    from whence.methods.tracin import TracIn
     from whence.report import write_report, write_sections
     from whence.sections import Section
     from whence.uses.comparison import Comparison, Views, compare
@@ -85,6 +87,8 @@ _HOMES = {
     "Ensemble": "whence.methods.ensemble",
     "GradCos": "whence.methods.gradcos",
     "TrainLoss": "whence.methods.loss",
+    "TracIn": "whence.methods.tracin",
+    "Source": "whence.methods.source",
     "MAGIC": "whence.methods.magic",
     "Exact": "whence.curvature.exact",
     "EKFAC": "whence.curvature.ekfac",
@@ -168,6 +172,8 @@ __all__ = [
     "Schools",
     "Scores",
     "Section",
+    "Source",
+    "TracIn",
     "TrainLoss",
     "Trainer",
     "Training",

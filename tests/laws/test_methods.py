@@ -28,6 +28,8 @@ from whence.methods.bm25 import BM25
 from whence.methods.ensemble import Ensemble
 from whence.methods.influence import Influence
 from whence.methods.magic import MAGIC
+from whence.methods.source import Source
+from whence.methods.tracin import TracIn
 
 
 def signs(inputs: dict[str, Tensor] | Tensor) -> list[list[tuple[int, bool]]]:
@@ -50,6 +52,8 @@ RECIPES: dict[str, Method] = {
     **{name: ITERATIVE.get(name) or make_method(name) for name in methods.names()},
     "bm25": BM25(terms=signs),
     "ensemble": Ensemble("exact", subsets=2),
+    "source": Source(2, 2),
+    "tracin": TracIn(2),
     "magic": MAGIC(subsets=2, directions=0),
     "exact, first order": Influence("exact", removal="first_order"),
     "exact, finite": Influence("exact", change="finite"),
@@ -58,7 +62,7 @@ RECIPES: dict[str, Method] = {
 BASELINES = {"bm25", "embedding", "gradcos", "loss"}
 """They rank: a scale of the measurement does not reach them, nor are they linear in it."""
 
-TRAINED = {"ensemble", "magic"}
+TRAINED = {"ensemble", "magic", "source", "tracin"}
 """They train again, which another scale of the objective changes."""
 
 BILINEAR = [name for name in RECIPES if name not in BASELINES]
@@ -286,7 +290,7 @@ def test_scores_are_complete(name, case):
     assert "gradient_norm" in found.report or name in BASELINES | TRAINED
 
 
-LAYERED = {"ekfac", "kfac", "embedding"}
+LAYERED = {"ekfac", "embedding", "kfac", "source"}
 """They go by layers; in `branching`, where each call of a layer sees one example without a batch,
 none are found and parameters are rows, and the last layer is that of the branch."""
 

@@ -93,7 +93,7 @@ class CallableTraining(Trainer):
         """
         given = self._given(problem)
         rows = [
-            _flat_parameters(problem, self.function(row, seed, **given))
+            flat_parameters(problem, self.function(row, seed, **given))
             for row in track(weights, f"Training with {self.name}")
         ]
         return Retrained(torch.stack(rows), {"training": self.name, "seed": seed})
@@ -113,7 +113,7 @@ class CallableTraining(Trainer):
         return {"data": problem.data.take(torch.arange(len(problem)))}
 
 
-def _flat_parameters(problem: "Problem", trained: object) -> Tensor:
+def flat_parameters(problem: "Problem", trained: object) -> Tensor:
     """(P,) from whatever a training loop hands back."""
     if isinstance(trained, nn.Module):
         trained = dict(trained.named_parameters())

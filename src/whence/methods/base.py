@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from whence.calculus.gradients import measure
+from whence.calculus.gradients import inner, measure
 from whence.core.batches import Batch
 from whence.core.changes import Change
 from whence.core.measurements import Contrast, MeasurementFunction
@@ -203,6 +203,27 @@ def stream(
     for batch in track(problem.batches(size), "Scoring training examples", total=steps):
         values[:, batch.positions.numpy()] = rows(batch).detach().cpu().numpy()
     return values
+
+
+def first_order(problem: Problem, directions: Tensor) -> np.ndarray:
+    """What each example does along directions of the parameters: directions . b_i grad loss_i / N.
+
+    Under `renormalize` an example does as much as it differs from the mean.
+
+    Args:
+        problem: whose data is streamed.
+        directions: (Q, P).
+
+    Returns:
+        (Q, N) float64.
+    """
+
+    def rows(batch: Batch) -> Tensor:
+        return inner(problem, directions, batch) * (batch.weights / len(problem))
+
+    size = problem.batch_size(len(directions))
+    values = stream(problem, rows, queries=len(directions), size=size)
+    return values - values.mean(1, keepdims=True) if problem.renormalize else values
 
 
 def merge_reports(*reports: Mapping[str, Any]) -> dict[str, Any]:
