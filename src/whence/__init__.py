@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from whence.uses.components import Components, components
     from whence.uses.damping import DampingScan, scan_damping
     from whence.uses.flipping import Flip, smallest_flip
+    from whence.uses.method_comparison import MethodComparison, compare_methods
     from whence.uses.mislabels import Mislabels, find_mislabels
     from whence.uses.mismatch import Mismatch, find_mismatch
     from whence.uses.perturbation import Perturbation, perturb
@@ -114,6 +115,8 @@ _HOMES = {
     "Comparison": "whence.uses.comparison",
     "smallest_flip": "whence.uses.flipping",
     "Flip": "whence.uses.flipping",
+    "compare_methods": "whence.uses.method_comparison",
+    "MethodComparison": "whence.uses.method_comparison",
     "find_mislabels": "whence.uses.mislabels",
     "Mislabels": "whence.uses.mislabels",
     "find_mismatch": "whence.uses.mismatch",
@@ -160,6 +163,7 @@ __all__ = [
     "Influence",
     "LiSSA",
     "Measurement",
+    "MethodComparison",
     "Mislabels",
     "Mismatch",
     "Nystrom",
@@ -182,6 +186,7 @@ __all__ = [
     "WhenceError",
     "__version__",
     "compare",
+    "compare_methods",
     "components",
     "contrast",
     "explain",

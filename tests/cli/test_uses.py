@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from whence.uses.comparison import compare
 from whence.uses.components import components
 from whence.uses.damping import scan_damping
 from whence.uses.flipping import smallest_flip
+from whence.uses.method_comparison import compare_methods
 from whence.uses.mislabels import find_mislabels
 from whence.uses.mismatch import find_mismatch
 from whence.uses.perturbation import perturb
@@ -68,6 +70,12 @@ USES: dict[str, tuple[str, Callable[..., object]]] = {
         "train.py:other --query train.py:queries --top 4",
         lambda p, q: compare(p, load_problem("train.py:other"), q, k=4),
     ),
+    "compare-methods": (
+        "--query train.py:one --method exact --method loss --subsets 8 --fraction 0.75",
+        lambda p, q: compare_methods(
+            p, (q[0][:1], q[1][:1]), ["exact", "loss"], subsets=8, fraction=0.75
+        ),
+    ),
     "components": ("--query train.py:one", lambda p, q: components(p, (q[0][:1], q[1][:1]))),
     "damping": (
         "--query train.py:queries --damping 0.01 --damping 0.1",
@@ -101,6 +109,13 @@ def numbers(value: object) -> object:
         kept = {name: numbers(entry) for name, entry in value.items()}
         return {name: entry for name, entry in kept.items() if "seconds" not in name}
     return [numbers(entry) for entry in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(autouse=True)
+def _stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sections with seconds in their tables are the same twice."""
+    clock = SimpleNamespace(monotonic=lambda: 0.0)
+    monkeypatch.setattr("whence.uses.method_comparison.time", clock)
 
 
 @pytest.fixture

@@ -91,6 +91,30 @@ def compare(asked: Asked, query_other: str | None, k: int | None) -> "Result":
 
 
 @use(
+    "whence compare-methods train.py:problem --query queries.npz --method ekfac --method magic",
+    heading=HEADING,
+)
+@query_option
+@click.option(
+    "--method", "methods", multiple=True, help="One to try; repeat it. Baselines are added."
+)
+@click.option("--subsets", type=int, help="How many random subsets to train on.")
+@click.option("--fraction", type=float, help="Share of the data that every subset keeps.")
+@click.option("--seeds", type=int, help="How often each subset is trained, with other seeds.")
+@click.option("--seed", type=int, help="Of the draw of subsets, and the first one of trainings.")
+@measurement_option
+def compare_methods(asked: Asked, methods: tuple[str, ...], **options: Any) -> "Result":
+    """How well methods predict the same retrainings, and what each costs.
+
+    Models are trained on random subsets of the data, once for all methods.
+    """
+    from whence.uses.method_comparison import compare_methods
+
+    tried = methods or ("auto",)
+    return compare_methods(asked.problem, asked.queries, tried, **given(**options), **asked.options)
+
+
+@use(
     "whence components train.py:problem --query queries.npz",
     heading=HEADING,
 )
@@ -149,4 +173,4 @@ def schools(asked: Asked, no_captum: bool, **options: Any) -> "Result":
     return other_schools(asked.problem, asked.queries, **given(**options), **looks, **asked.options)
 
 
-COMMANDS = (mislabels, mismatch, compare, components, damping, schools)
+COMMANDS = (mislabels, mismatch, compare, compare_methods, components, damping, schools)

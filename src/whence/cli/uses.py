@@ -56,7 +56,7 @@ def use(*examples: str, heading: str) -> Callable[[Callback], click.Command]:
         def run(**words: Any) -> Answer:
             return _answer(callback, words)
 
-        name = callback.__name__.rstrip("_")
+        name = callback.__name__.rstrip("_").replace("_", "-")
         options: Any = {"cls": AnswerCommand, "examples": examples, "heading": heading}
         command = click.command(name, **options)(click.argument("problem")(run))
         command.params[-1:-1] = _places()  # before --json

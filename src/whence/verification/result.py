@@ -266,7 +266,7 @@ class Verification:
     @cached_property
     def scores(self) -> Scores:
         """A copy of the scores that carries the verdict in its report."""
-        return self.prediction.with_report(verification=self._summary())
+        return self.prediction.with_report(verification=self.summary())
 
     def to_json(self) -> dict[str, Any]:
         """Every point and number as plain JSON; what is not a number is None."""
@@ -289,9 +289,10 @@ class Verification:
             {"query": query} | dict(zip(names, map(_finite, numbers), strict=True))
             for query, *numbers in by_query
         ]
-        return self._summary() | {"points": points, "queries": queries}
+        return self.summary() | {"points": points, "queries": queries}
 
-    def _summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
+        """Every number without the points, as plain JSON."""
         numbers = ("lds", "pearson", "spearman", "slope", "noise_ceiling", "reliability")
         intervals = ("lds_interval", "interval", "spearman_interval", "slope_interval")
         truth = self.truth
