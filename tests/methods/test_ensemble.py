@@ -15,10 +15,11 @@ from whence.calculus.optimizers import SGD
 from whence.calculus.training import Training
 from whence.core.problem import Problem
 from whence.core.training import Retrained, Trainer
-from whence.errors import BadArgument, CannotRetrain
+from whence.errors import BadArgument, CannotRetrain, Unsupported
 from whence.methods.ensemble import FIRST_SEED, Ensemble, Members, subsets
 from whence.methods.gradcos import GradCos
 from whence.methods.influence import Influence
+from whence.methods.magic import MAGIC
 from whence.numerics import draws
 from whence.numerics.stats import pearson
 
@@ -150,6 +151,28 @@ def test_a_recipe_can_be_held_by_name_or_as_it_is():
     )
     assert np.array_equal(by_name.values, own.values)
     assert by_name.report["member_method"] == "gradcos"
+
+
+@pytest.mark.parametrize("method", ["tracin", "source"])
+def test_a_method_that_follows_the_training_sees_the_run_that_led_to_its_member(method):
+    fitted = Ensemble(method, subsets=2).fit(network(seed=3).problem)
+    for member, theta in zip(fitted.members, fitted.members.parameters, strict=True):
+        assert_allclose(member.retrain().parameters[0].numpy(), theta.numpy(), rtol=1e-9)
+    assert fitted.scores(network().queries).values.any()
+
+
+def test_exact_derivatives_are_averaged_over_seeds():
+    case = network()
+    found = Ensemble(MAGIC(directions=0), seeds=2).fit(case.problem).scores(case.queries)
+    rows = []
+    for seed in (FIRST_SEED, FIRST_SEED + 1):
+        training = replace(case.problem.training, seed=seed)
+        one = replace(case.problem, training=training)
+        one = one.at(one.retrain().parameters[0])
+        rows.append(MAGIC(directions=0).fit(one).scores(case.queries).values)
+    assert_allclose(found.values, np.mean(rows, axis=0), rtol=1e-8, atol=1e-12)
+    with pytest.raises(Unsupported, match="MAGIC"):
+        Ensemble("magic", subsets=2).fit(case.problem)
 
 
 # ------------------------------------------------------------------ what is refused

@@ -130,6 +130,12 @@ class Method(ABC):
     is_calibrated: ClassVar[bool] = True
     """False for a principle whose scores mean only their order."""
 
+    follows_training: ClassVar[bool] = False
+    """Whether it runs the problem's own training once more, with the base weights of its data."""
+
+    scores_unseen: ClassVar[bool] = True
+    """Whether an example without weight in the training can be scored as if it came in."""
+
     def linear(self) -> "Method":
         """The same to first order in the weights of examples, where it can go beyond."""
         return self

@@ -13,7 +13,7 @@ from whence.calculus.gradients import measure
 from whence.calculus.training import Training
 from whence.core.problem import Problem
 from whence.core.scores import Scores
-from whence.errors import BadArgument
+from whence.errors import BadArgument, Unsupported
 from whence.methods.base import (
     Fitted,
     MeasurementLike,
@@ -53,7 +53,8 @@ class Ensemble(Method):
     removal of the others would be: N stays N unless the problem renormalises. Its method is then
     fitted with the weights N/n, so that data and regulariser stand in the curvature as they do with
     all N examples, and every effect is that of removing one example from all N. Each member scores
-    all examples, also those that it has not seen, to first order.
+    all examples, also those that it has not seen, to first order. A method that follows the
+    training ("tracin", "source") needs members that were trained with the weights N/n.
 
     Args:
         method: any method, by name or as a recipe.
@@ -68,6 +69,7 @@ class Ensemble(Method):
     Raises:
         BadArgument: on fitting, both `seeds` and `subsets`, numbers outside their range, or an
             example that is to be scored by those that have seen it and that none has seen.
+        Unsupported: on fitting, subsets for a method that scores only what a model was trained on.
         CannotRetrain: on fitting, the problem does not say how it was trained.
 
     Cost: that of M trainings for the fit; the members are fitted one after the other for each call
@@ -103,7 +105,7 @@ class Ensemble(Method):
         inside = self._inside(problem)
         seeds = [FIRST_SEED + self.seed * self.size + place for place in range(self.size)]
         pairs = track(list(zip(inside, seeds, strict=True)), "Training members")
-        trained = [problem.retrain(row.to(problem.dtype), seed=seed) for row, seed in pairs]
+        trained = [problem.retrain(self._weights(row), seed=seed) for row, seed in pairs]
         report = {
             "method": "ensemble",
             "members": self.size,
@@ -121,6 +123,13 @@ class Ensemble(Method):
 
     def _check(self) -> None:
         count, is_share = self.size, 0 < self.fraction < 1
+        if not self.seeds and not self.member.scores_unseen:
+            raise Unsupported(
+                found=f"{type(self.member).__name__} was asked of models trained on subsets.",
+                why="It scores only the examples that a model was trained on.",
+                remedy=f"Use {type(self.member).__name__}(subsets=...), which averages over "
+                "subsets by itself, or Ensemble(..., seeds=8).",
+            )
         if (self.seeds and self.subsets) or count < 2 or not is_share:
             raise BadArgument(
                 found=f"seeds={self.seeds!r}, subsets={self.subsets!r}, "
@@ -134,6 +143,11 @@ class Ensemble(Method):
                 why="The choices are all and seen.",
                 remedy="Give one of them, or leave scored_by out.",
             )
+
+    def _weights(self, inside: Tensor) -> Tensor:
+        """(N,) weights of the examples in the training of one member."""
+        weights = inside.double()
+        return weights / weights.mean() if self.member.follows_training else weights
 
     def _inside(self, problem: Problem) -> Tensor:
         """(M, N) bool: the examples that each member is trained on."""

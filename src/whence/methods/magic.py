@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -65,6 +65,9 @@ class MAGIC(Method):
     ours: a first-order estimate of the gradient of the multilinear extension of the measurement as
     a function of sets, at `fraction`; at one half that gradient is the Banzhaf value.
     """
+
+    follows_training: ClassVar[bool] = True
+    scores_unseen: ClassVar[bool] = False
 
     subsets: int = 0
     fraction: float = 0.5

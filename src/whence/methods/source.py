@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -51,6 +51,8 @@ class Source(Method):
 
     Source: Bae et al. 2024 (arXiv:2405.12186), section 3.
     """
+
+    follows_training: ClassVar[bool] = True
 
     segments: int = 3
     checkpoints: int = 6

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class TracIn(Method):
     Source: Pruthi et al. 2020 (arXiv:2002.08484), "TracInCP". There each checkpoint stands for its
     own learning rate, and Adam is not treated; the factor 1/N makes it an effect.
     """
+
+    follows_training: ClassVar[bool] = True
 
     count: int = 5
     checkpoints: Sequence[object] | None = None
