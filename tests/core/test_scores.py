@@ -64,6 +64,8 @@ def test_errors_are_kept_in_files_and_stand_beside_their_effects(tmp_path: Path)
     frame = scores.to_frame(top=2)
     assert list(frame.columns) == ["query", "train", "effect", "error", "unit"]
     np.testing.assert_allclose(frame["error"], abs(frame["effect"]) / 10)
+    assert "3 (-0.4 ± 0.04)" in repr(scores)
+    assert "3 (-0.4)" in repr(make_scores())
     assert make_scores().errors is None
     assert "error" not in make_scores().to_frame()
 

@@ -1,8 +1,13 @@
 """One query of a story, whoever shows its examples."""
 
-import numpy as np
+from dataclasses import replace
 
+import numpy as np
+import pytest
+
+from whence.report import render, tell
 from whence.report.queries import BINS, AtHand, histogram, query_arrays, tell_query
+from whence.report.sentences import number, signed
 
 
 def test_a_histogram_counts_every_effect_and_puts_none_in_the_middle():
@@ -34,3 +39,15 @@ def test_an_example_is_looked_at_once_for_all_queries(make_problem, make_scores)
     for query in range(3):
         tell_query(scores, shown, query, top=20)
     assert sorted(looked) == list(range(20))
+
+
+def test_a_standard_error_stands_beside_its_effect_where_there_is_one(make_problem, make_scores):
+    problem = make_problem(examples=20)
+    plain = make_scores(problem, 2)
+    scores = replace(plain, errors=abs(plain.values) / 4)
+    for entry in tell_query(scores, AtHand(problem, scores), 1, top=3)["proponents"]:
+        assert entry["error"] == pytest.approx(abs(entry["effect"]) / 4)
+    (strongest, *_) = tell(problem, scores)["queries"][0]["proponents"]
+    page = render(tell(problem, scores))
+    assert f"{signed(strongest['effect'])} ± {number(strongest['error'])}" in page
+    assert "±" not in render(tell(problem, plain))

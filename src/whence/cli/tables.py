@@ -77,7 +77,8 @@ def effects(query: Json, measurement: Json) -> Table:
     if any(excerpts):
         table.add_column("", no_wrap=True, overflow="ellipsis")
     for (side, entry), words in zip(entries, excerpts, strict=True):
-        cells = [str(entry["id"]), entry["label"] or "", signed(entry["effect"])]
+        error = f" ± {number(entry['error'])}" if "error" in entry else ""
+        cells = [str(entry["id"]), entry["label"] or "", signed(entry["effect"]) + error]
         table.add_row(Text(side, STYLES[side]), *cells, *([words] if any(excerpts) else []))
     return table
 

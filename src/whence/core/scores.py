@@ -410,9 +410,17 @@ class Scores:
             ("measurement", f"{self.measurement.name} (unit: {self.measurement.unit})"),
             ("sign", self.sign_sentence),
             ("method", f"{method}: {reason}" if reason else method),
-            (f"proponents of query {first}", _listed(top.proponents)),
-            (f"opponents of query {first}", _listed(top.opponents)),
+            (f"proponents of query {first}", self._listed(top.proponents)),
+            (f"opponents of query {first}", self._listed(top.opponents)),
         ]
+
+    def _listed(self, effects: tuple[Effect, ...]) -> str:
+        """Effects on the first query in words, with their standard errors where they are known."""
+        if self.errors is None:
+            return ", ".join(f"{one.id} ({one.effect:+.3g})" for one in effects) or "none"
+        errors = [float(self.errors[0, self.position(one.id)]) for one in effects]
+        told = [f"{x.id} ({x.effect:+.3g} ± {e:.1g})" for x, e in zip(effects, errors, strict=True)]
+        return ", ".join(told) or "none"
 
     # ---------------------------------------------------------------- look-up
 
@@ -606,7 +614,3 @@ def _unreadable(path: Path, error: Exception) -> StoreError:
         why="What cannot be read as a whole is not shown at all.",
         remedy="Check the path; if the file was cut off or changed, explain anew and save again.",
     )
-
-
-def _listed(effects: tuple[Effect, ...]) -> str:
-    return ", ".join(f"{one.id} ({one.effect:+.3g})" for one in effects) or "none"

@@ -50,8 +50,10 @@ def tell_query(scores: "Scores", shown: Shown, position: int, *, top: int) -> Js
         "value": float(scores.baseline[position]),
         "half_of_influence": scores.half_of_influence(position),
         "distribution": histogram(scores.values[position]),
-        "proponents": [_example(scores, shown, effect) for effect in strongest.proponents],
-        "opponents": [_example(scores, shown, effect) for effect in strongest.opponents],
+        "proponents": [
+            _example(scores, shown, position, effect) for effect in strongest.proponents
+        ],
+        "opponents": [_example(scores, shown, position, effect) for effect in strongest.opponents],
     }
     query["predicts_number"] = predicts_number(query["prediction"])
     opening = says(query["prediction"], query["label"], is_labelled=query["is_labelled"])
@@ -146,7 +148,10 @@ def query_arrays(queries: Mapping[str, np.ndarray], position: int) -> tuple[Any,
     return tuple(parts.values()) if is_tuple else parts, target
 
 
-def _example(scores: "Scores", shown: Shown, effect: "Effect") -> Json:
-    """One training example and its effect."""
+def _example(scores: "Scores", shown: Shown, query: int, effect: "Effect") -> Json:
+    """One training example and its effect, with its standard error where that is known."""
     position = scores.position(effect.id)
-    return {"id": effect.id, **shown.example(position), "effect": effect.effect}
+    told = {"id": effect.id, **shown.example(position), "effect": effect.effect}
+    if scores.errors is None:
+        return told
+    return told | {"error": float(scores.errors[query, position])}
