@@ -13,6 +13,7 @@ from whence.explorer.live import LOADING, MISSING, READY, REFUSED, Live
 def test_a_run_is_there_before_its_problem(folder, problem):
     go_on = Event()
     live = Live(Catalog.open(folder), lambda: go_on.wait(10) and problem)
+    live.begin()
     assert live.state == LOADING
     go_on.set()
     assert live.problem is problem

@@ -1,11 +1,11 @@
-"""The problem behind a run: loaded beside the server, and asked by it when it is there.
+"""The problem behind a run: loaded beside the server, and asked when it is there.
 
 A run can be looked at without its problem. What needs the model (what-ifs, retraining, suspects,
 distances) waits for it, and says why where it cannot be had.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -38,14 +38,15 @@ class Live:
         self._lock = Lock()
         self._error: WhenceError | None = None
         self._problem: Problem | None = None
-        self._pending = None if load is None else self._start(load)
+        self._load = load
+        self._pending: Future[None] | None = None
 
     @property
     def state(self) -> str:
         """One of the states above."""
-        if self._pending is None:
+        if self._load is None:
             return MISSING
-        if not self._pending.done():
+        if self._pending is None or not self._pending.done():
             return LOADING
         return REFUSED if self._error is not None else READY
 
@@ -55,8 +56,16 @@ class Live:
         told = None if error is None else {"found": error.found, "remedy": error.remedy}
         return {"state": self.state, "error": told}
 
+    def begin(self) -> None:
+        """Begins to load, once."""
+        with self._lock:
+            if self._pending is None and self._load is not None:
+                loader = ThreadPoolExecutor(1, thread_name_prefix="whence-load")
+                self._pending = loader.submit(self._try, self._load)
+
     def wait(self, seconds: float | None = None) -> None:
         """Returns when the problem is there, or known not to come."""
+        self.begin()
         if self._pending is not None:
             self._pending.result(seconds)
 
@@ -129,24 +138,20 @@ class Live:
         asked = self.queries(position)
         return raw_distances(problem, asked, asked)[0][rows]
 
-    def _start(self, load: "Callable[[], Problem]") -> Any:
-        """Loads in a thread, and remembers what went wrong."""
-
-        def work() -> None:
-            try:
-                problem = load()
-                self.catalog.scores.refuse_other(
-                    problem.fingerprint(),
-                    why="What it says would not belong to the effects that the run holds.",
-                )
-                self._problem = problem
-            except WhenceError as error:
-                self._error = error
-            except Exception as error:  # noqa: BLE001  the user's own code: the run is still shown
-                self._error = Unsupported(
-                    found=f"The problem could not be loaded: {type(error).__name__}: {error}",
-                    why="Its model and its training data are needed to answer questions.",
-                    remedy="Repair it, and start whence explore again.",
-                )
-
-        return ThreadPoolExecutor(1, thread_name_prefix="whence-load").submit(work)
+    def _try(self, load: "Callable[[], Problem]") -> None:
+        """Loads, and remembers what went wrong."""
+        try:
+            problem = load()
+            self.catalog.scores.refuse_other(
+                problem.fingerprint(),
+                why="What it says would not belong to the effects that the run holds.",
+            )
+            self._problem = problem
+        except WhenceError as error:
+            self._error = error
+        except Exception as error:  # noqa: BLE001  the user's own code: the run is still shown
+            self._error = Unsupported(
+                found=f"The problem could not be loaded: {type(error).__name__}: {error}",
+                why="Its model and its training data are needed to answer questions.",
+                remedy="Repair it, and start whence explore again.",
+            )

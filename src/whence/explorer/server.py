@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from secrets import token_urlsafe
@@ -10,6 +11,9 @@ from threading import Thread
 from whence.errors import BadArgument
 from whence.explorer.app import make_app
 from whence.explorer.views import Session
+
+HEAD_START = 1.5
+"""Seconds in which the first view has the processor to itself, before the model is loaded."""
 
 HOST = "127.0.0.1"
 """Only programs on this machine reach it."""
@@ -46,7 +50,7 @@ class Server:
         """Answers until Ctrl-C."""
         import uvicorn
 
-        Thread(target=_warm_up, name="whence-warm-up", daemon=True).start()
+        Thread(target=self._get_ready, name="whence-get-ready", daemon=True).start()
         app = make_app(self.session, token=self.token, port=self.port)
         config = uvicorn.Config(
             app,
@@ -58,6 +62,14 @@ class Server:
         )
         with suppress(KeyboardInterrupt):  # uvicorn has let open requests end
             uvicorn.Server(config).run(sockets=[self.listening])
+
+    def _get_ready(self) -> None:
+        """Draws a first chart, which takes a second longer than all others, and loads the model."""
+        from whence.report.svg import draw
+
+        time.sleep(HEAD_START)
+        draw({"data": {"values": [{"x": 0}]}, "mark": "point"}, "", "first")
+        self.session.live.begin()
 
 
 def listen(session: Session, port: int | None = None) -> Server:
@@ -94,10 +106,3 @@ def _bound(port: int) -> socket.socket:
             remedy="Leave --port out for one that is free, or name another.",
         ) from error
     return listening
-
-
-def _warm_up() -> None:
-    """Draws a chart that nobody sees: the first one takes a second longer than all others."""
-    from whence.report.svg import draw
-
-    draw({"data": {"values": [{"x": 0}]}, "mark": "point"}, "", "warm-up")

@@ -62,6 +62,7 @@ function count() {
   const amount = ticked().length;
   const output = change.querySelector("[data-ticked]");
   if (output) output.textContent = `${amount} ticked`;
+  if (output) change.classList.toggle("has-ticks", amount > 0);
   for (const button of change.querySelectorAll("[data-needs]")) {
     button.disabled = button.dataset.needs === "one" ? amount !== 1 : amount === 0;
   }

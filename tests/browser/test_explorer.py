@@ -1,0 +1,203 @@
+"""A user's whole story in a real page: on digits with wrong labels, and on text messages."""
+
+import gzip
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DIGITS = """
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+import whence
+
+images, labels = load_digits(return_X_y=True)
+images = images / 16
+x, y = images[:80], labels[:80].copy()
+y[[4, 11]] = [7, 3]  # wrong labels
+queries = images[1000:1040], labels[1000:1040]
+
+def problem():
+    model = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000).fit(x, y)
+    display = {"kind": "image", "shape": (8, 8)}
+    return whence.make_problem(model, (x, y), display=display, name="digits")
+"""
+
+MESSAGES = """
+import json
+from pathlib import Path
+from typing import Any
+
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+import whence
+
+texts, labels = json.loads((Path(__file__).parent / "messages.json").read_text())
+queries = texts[300:340] + texts[:1], labels[300:340] + labels[:1]
+
+def problem():
+    steps = TfidfVectorizer(max_features=300), LogisticRegression(C=10, tol=1e-8)
+    model = make_pipeline(*steps).fit(texts[:300], labels[:300])
+    return whence.make_problem(model, (texts[:300], labels[:300]), name="messages")
+"""
+
+ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
+
+
+@pytest.fixture
+def digits(tmp_path: Path, start: Callable) -> Any:
+    (tmp_path / "train.py").write_text(DIGITS)
+    return start("train.py:problem", "--query", "train.py:queries")
+
+
+@pytest.fixture
+def messages(tmp_path: Path, start: Callable, whence_data: Path) -> Any:
+    with gzip.open(whence_data / "sms_spam.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(next(file)) for _ in range(340)]
+    texts = [row["text"] for row in rows]
+    texts[0] = f"{ATTACK} {texts[0]}"
+    labels = ["spam" if row["label"] else "ham" for row in rows]
+    (tmp_path / "messages.json").write_text(json.dumps([texts, labels]))
+    (tmp_path / "train.py").write_text(MESSAGES)
+    return start("train.py:problem", "--query", "train.py:queries")
+
+
+def check_access(page) -> None:
+    """No serious finding of axe."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    serious = [one for one in found if one["impact"] in ("serious", "critical")]
+    assert not serious, [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious]
+
+
+def check_widths(page) -> None:
+    """Nothing sticks out of a phone."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    size = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(size) <= 0, page.url
+    page.set_viewport_size({"width": 1400, "height": 900})
+
+
+def first_view(page, explorer) -> None:
+    page.goto(explorer.address)
+    assert "token" not in page.url  # nor in the history
+    page.locator('.state[data-state="ready"]').wait_for()
+
+
+def test_digits_from_a_wrong_prediction_to_a_cleaned_data_set(page, digits):
+    first_view(page, digits)
+    check_access(page)
+    check_widths(page)
+
+    # A wrong prediction, found by its filters; the address holds them, and back works.
+    page.get_by_label("wrong only").check()
+    page.get_by_label("Order").select_option("loss")
+    page.get_by_role("button", name="Show").click()
+    page.wait_for_url("**wrong=1**")
+    assert page.locator(".differs").count() == page.locator(".tile").count() > 0
+    page.locator(".tile a").first.click()
+    page.wait_for_url("**/queries/*")
+    assert page.locator(".proponent .effect").count() == 6
+    assert page.locator(".opponent .effect img").first.evaluate("img => img.naturalWidth") == 8
+    assert page.locator("svg.distribution").count() == 1
+    check_access(page)
+    check_widths(page)
+    page.go_back()
+    assert "wrong=1" in page.url
+    page.go_forward()
+
+    # What if two of its opponents were gone, by keyboard alone.
+    for row in (0, 1):
+        page.locator(".opponent .tick input").nth(row).focus()
+        page.keyboard.press("Space")
+    assert page.locator("[data-ticked]").inner_text() == "2 ticked"
+    page.get_by_role("button", name="Remove them").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/questions/*")
+    page.get_by_role("button", name="Retrain to check").click()
+    page.get_by_text("Right after retraining").wait_for()
+    assert page.locator(".swing.actual").count() == page.locator(".swing.predicted").count() == 40
+    check_access(page)
+    check_widths(page)
+
+    # The labels, one key each; the page may be closed in the middle.
+    page.goto(f"{digits.base}/review")
+    page.get_by_role("button", name="Find suspects").click()
+    page.locator("#review").wait_for()
+    check_access(page)
+    check_widths(page)
+    page.keyboard.press("d")
+    page.get_by_text("1 decision").wait_for()
+    page.keyboard.press("r")
+    page.get_by_text("2 decisions").wait_for()
+    page.goto(f"{digits.base}/review?at=0")
+    page.keyboard.press("u")
+    page.get_by_text("1 decision").wait_for()
+    assert page.locator(".decision").inner_text() == "Not decided yet."
+    page.keyboard.press("d")
+    page.get_by_text("2 decisions").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Cleaned data (csv)").click()
+    assert len(Path(download.value.path()).read_text().splitlines()) == 80  # 79 and the names
+    page.get_by_role("button", name="Retrain and compare").click()
+    page.get_by_text("Right after retraining").wait_for()
+    page.goto(f"{digits.base}/questions")
+    assert page.locator(".asked-before li").count() == 4
+
+
+def test_messages_stay_text_whatever_they_hold(page, messages):
+    first_view(page, messages)
+    page.get_by_label("Search").fill("<script>")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**q=%3Cscript%3E**")
+    assert page.locator(".tile").count() == 1
+    check_access(page)
+    check_widths(page)
+    page.locator(".tile a").first.click()
+    page.wait_for_url("**/queries/40")
+    assert ATTACK in page.locator(".subject").inner_text()
+    assert page.locator(".effect .words").first.is_visible()
+    assert page.locator("main script, main img").count() == 0
+    page.locator(".proponent .tick input").first.check()
+    page.get_by_role("button", name="Relabel them").click()
+    page.wait_for_url("**/questions/*")
+    page.get_by_role("button", name="Retrain to check").wait_for()
+    check_widths(page)
+    assert "taken" not in page.title()
+
+
+def test_a_killed_server_loses_nothing_and_a_moved_problem_is_said(page, digits, start, tmp_path):
+    first_view(page, digits)
+    page.goto(f"{digits.base}/examples/7")
+    page.get_by_role("button", name="Remove it").click()
+    page.get_by_role("button", name="Retrain to check").wait_for()
+    page.goto(f"{digits.base}/review")
+    page.get_by_role("button", name="Find suspects").click()
+    page.locator("#review").wait_for()
+    page.keyboard.press("k")
+    page.get_by_text("1 decision").wait_for()
+    digits.process.send_signal(signal.SIGKILL)
+    digits.process.wait()
+    page.keyboard.press("k")
+    page.get_by_text("The server does not answer any more").wait_for()
+
+    (tmp_path / "train.py").rename(tmp_path / "moved.py")
+    again = start("runs/explore")
+    page.goto(again.address)
+    page.get_by_text("The model of this run could not be had").wait_for()
+    assert "There is no file" in page.locator("aside").inner_text()
+    page.goto(f"{again.base}/review?at=0")
+    assert page.locator(".decision").inner_text() == "Decided: keep"
+    page.goto(f"{again.base}/questions")
+    page.locator(".asked-before a").last.click()
+    page.get_by_role("heading", name=re.compile("Without training example 7")).wait_for()
+    assert page.locator(".swing.predicted").count() == 40
+    check_access(page)
