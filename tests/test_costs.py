@@ -57,6 +57,18 @@ def test_baselines_have_an_arbitrary_unit_and_a_cost(method: str):
     assert plan.seconds > 0
 
 
+@pytest.mark.parametrize("method", ["tracin", "source"])
+def test_a_method_that_follows_the_training_costs_a_training(method: str):
+    problem, (x, y) = network()
+    training = whence.Training(problem.model, "sgd", lr=0.1, epochs=40, batch_size=8)
+    trained = whence.make_problem(training, (x, y), loss="cross_entropy")
+    plan = whence.preflight(trained, (x, y), method=method)
+    found = whence.explain(trained, (x, y), method=method)
+    assert (plan.method, plan.unit) == (found.report["method"], found.unit)
+    assert plan.memory_bytes > found.values.nbytes
+    assert found.report["fit_seconds"] / 20 < plan.fit_seconds < 20 * found.report["fit_seconds"]
+
+
 def test_an_ensemble_costs_its_trainings_and_all_members():
     problem, (x, y) = network()
     training = whence.Training(problem.model, "sgd", lr=0.1, epochs=40, batch_size=8)

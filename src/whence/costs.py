@@ -22,7 +22,7 @@ from whence.calculus.kronecker import (
     loss_factors,
 )
 from whence.calculus.layers import Structure, structure_of
-from whence.calculus.pairing import Pairing, kept_size, query_numbers
+from whence.calculus.pairing import KEPT_BYTES, STACK_BYTES, Pairing, kept_size
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
 from whence.calculus.training import Course, Training
 from whence.calculus.watching import Factors
@@ -31,7 +31,7 @@ from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.curvature import Curvature, make_curvature
 from whence.curvature.arnoldi import Arnoldi
-from whence.curvature.base import AUTO_DAMPING, TRACE_PROBES, LayerOptions, make_fisher
+from whence.curvature.base import AUTO_DAMPING, TRACE_PROBES, make_plan
 from whence.curvature.cg import CG
 from whence.curvature.diagonal import Diagonal, squared_gradients
 from whence.curvature.dual import Dual, dual_bytes
@@ -49,6 +49,8 @@ from whence.methods.embedding import Embedding
 from whence.methods.ensemble import Ensemble
 from whence.methods.gradcos import GradCos
 from whence.methods.loss import TrainLoss
+from whence.methods.source import Source
+from whence.methods.tracin import TracIn
 from whence.tables import html_table, plain_table
 
 CG_STEPS = 30
@@ -274,7 +276,26 @@ def _plain(problem: Problem, recipe: Method, queries: int) -> _Takes:
         once = _seconds(lambda: problem.losses(problem.parameters, batch)) / len(batch)
         working = _working_bytes(problem, 1)
         return _Takes(table + working, once * len(problem), once * queries)
+    if isinstance(recipe, TracIn | Source):
+        return _on_the_way(problem, recipe, queries)
     return _Takes(None, None, None)
+
+
+def _on_the_way(problem: Problem, recipe: TracIn | Source, queries: int) -> _Takes:
+    """A training, and at each checkpoint a pass over the data; for SOURCE a fit by layers too."""
+    vector = problem.size * problem.parameters.element_size()
+    working = _working_bytes(problem, queries) + 2 * queries * vector + 16 * queries * len(problem)
+    training = _training_seconds(problem)
+    if isinstance(recipe, TracIn):
+        count = recipe.count if recipe.checkpoints is None else len(recipe.checkpoints)
+        fit = training if recipe.checkpoints is None else 0.0
+        memory = working + 2 * count * vector
+    else:
+        trial = _layer_trial(problem, EKFAC())
+        count = recipe.checkpoints
+        fit = None if training is None else training + count * trial.fit_seconds()
+        memory = working + 2 * count * vector + recipe.segments * trial.bytes()
+    return _Takes(memory, fit, count * _stream(problem, queries))
 
 
 def _members(problem: Problem, count: int, one: _Takes, *, queries: int) -> _Takes:
@@ -527,7 +548,7 @@ def _low_rank_seconds(problem: Problem, matrix: MatrixName, rank: int, queries: 
 
 def _diagonal(problem: Problem, recipe: Diagonal, queries: int) -> _Takes:
     """A pass over the data for squared gradients, and the product of a residual."""
-    fisher = make_fisher(problem, recipe.fisher, seed=0)
+    fisher = make_plan(problem, recipe.fisher, 0.0, seed=0, is_corrected=True).fisher
     structure = structure_of(problem)
     few = torch.arange(min(_TRIAL_EXAMPLES, batch_size(problem, structure)))
     each = _seconds(lambda: squared_gradients(problem, fisher, few)) / len(few)
