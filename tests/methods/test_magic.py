@@ -73,14 +73,16 @@ def test_a_small_part_of_an_example_has_that_part_of_its_effect() -> None:
     assert abs(values - actual).max() < 0.02 * abs(actual).max()
 
 
-def test_over_subsets_it_is_the_mean_with_its_standard_error() -> None:
+@pytest.mark.parametrize("own_seed", [False, True])
+def test_over_subsets_it_is_the_mean_with_its_standard_error(own_seed: bool) -> None:
     problem = problem_with(epochs=2)
-    found = MAGIC(subsets=3, fraction=0.5, seed=1, directions=0).fit(problem).scores(queries())
+    method = MAGIC(subsets=3, fraction=0.5, seed=1, own_seed=own_seed, directions=0)
+    found = method.fit(problem).scores(queries())
     keys = draws.keys(problem.data.ids)
     inside = draws.subsets(1, keys, count=3, size=N // 2).double()
-    runs = np.stack(
-        [differences(problem, row, seed=FIRST_SEED + 3 + k) for k, row in enumerate(inside)]
-    )
+    seeds = [0 if own_seed else FIRST_SEED + 3 + k for k in range(3)]
+    pairs = zip(inside, seeds, strict=True)
+    runs = np.stack([differences(problem, row, seed=seed) for row, seed in pairs])
     scale = abs(runs).max()
     assert_allclose(found.values, runs.mean(0), rtol=0, atol=1e-5 * scale)
     assert found.errors is not None
@@ -109,8 +111,9 @@ def test_a_model_that_the_training_does_not_return_is_refused() -> None:
     with pytest.raises(Stale, match="from what the training returns"):
         MAGIC().fit(other)
     seeded = replace(problem, training=replace(problem.training, seed=1))
-    with pytest.raises(Stale):
-        MAGIC().fit(seeded)
+    for method in (MAGIC(), MAGIC(subsets=2, own_seed=True)):
+        with pytest.raises(Stale):
+            method.fit(seeded)
     assert MAGIC().fit(problem).report["distance_to_training"] < 1e-10
 
 
