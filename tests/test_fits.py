@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import problems
-from whence.calculus import pairing
+from whence.calculus import rooms
 from whence.curvature.ekfac import EKFAC
 from whence.curvature.kfac import KFAC
 from whence.errors import Stale, StoreError, Unsupported, WrongVersion
@@ -17,12 +17,15 @@ from whence.methods.influence import Influence
 
 
 @pytest.mark.parametrize("case", ["mlp", "conv", "tokens", "tied", "multinomial_free_intercept"])
-@pytest.mark.parametrize("recipe", [EKFAC(), KFAC(damping=0.03)])
+@pytest.mark.parametrize(
+    "recipe",
+    [EKFAC(), KFAC(damping=0.03), EKFAC(precision="bfloat16"), EKFAC(precision="float16")],
+)
 @pytest.mark.parametrize("keeps", [True, False])
 def test_a_fit_from_a_file_gives_the_same_scores_and_report(
     case, recipe, keeps, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(pairing, "KEPT_BYTES", pairing.KEPT_BYTES if keeps else 0)
+    monkeypatch.setattr(rooms, "KEPT_BYTES", rooms.KEPT_BYTES if keeps else 0)
     made = problems.ALL[case]()
     fitted = fit(made.problem, Influence(recipe))
     loaded = load_fit(made.problem, save_fit(fitted, tmp_path / "fit.npz"))

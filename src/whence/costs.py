@@ -7,7 +7,7 @@ Both are meant to be right within a factor of two, as a basis for the decision t
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ from whence.calculus.kronecker import (
     loss_factors,
 )
 from whence.calculus.layers import Structure, structure_of
-from whence.calculus.pairing import KEPT_BYTES, STACK_BYTES, Pairing, kept_size
+from whence.calculus.pairing import Pairing, kept_size
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
+from whence.calculus.rooms import Room, fixed_bytes, make_room, query_bytes
 from whence.calculus.training import Course, Training
 from whence.calculus.watching import Factors
 from whence.core.batches import Batch
@@ -31,7 +32,7 @@ from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.curvature import Curvature, make_curvature
 from whence.curvature.arnoldi import Arnoldi
-from whence.curvature.base import AUTO_DAMPING, TRACE_PROBES, make_plan
+from whence.curvature.base import AUTO_DAMPING, TRACE_PROBES, LayerOptions, make_fisher
 from whence.curvature.cg import CG
 from whence.curvature.diagonal import Diagonal, squared_gradients
 from whence.curvature.dual import Dual, dual_bytes
@@ -51,6 +52,7 @@ from whence.methods.gradcos import GradCos
 from whence.methods.loss import TrainLoss
 from whence.methods.source import Source
 from whence.methods.tracin import TracIn
+from whence.numerics.memory import in_words
 from whence.tables import html_table, plain_table
 
 CG_STEPS = 30
@@ -58,6 +60,9 @@ CG_STEPS = 30
 
 _TRIAL_EXAMPLES, _TRIAL_VECTORS, _TRIAL_NUMBERS = 256, 64, 2**24
 """A trial takes at most so many examples and vectors, and numbers in its vectors together."""
+
+_FEW_QUERIES, _SOME_QUERIES = 16, 128
+"""Queries of two trials, which tell what each takes from what all share."""
 
 _JACOBIAN_BYTES = 3 * 64 * 2**20
 """A batch of Jacobians is held near 64 MB, and so are two products of it."""
@@ -291,7 +296,7 @@ def _on_the_way(problem: Problem, recipe: TracIn | Source, queries: int) -> _Tak
         fit = training if recipe.checkpoints is None else 0.0
         memory = working + 2 * count * vector
     else:
-        trial = _layer_trial(problem, EKFAC())
+        trial = _layer_trial(problem, LayerOptions())
         count = recipe.checkpoints
         fit = None if training is None else training + count * trial.fit_seconds()
         memory = working + 2 * count * vector + recipe.segments * trial.bytes()
@@ -406,29 +411,41 @@ class _LayerTrial:
 
     Args:
         kronecker: bases and eigenvalues.
+        room: memory of the parts of the fit.
         fixed: seconds that do not grow with the examples, such as those of the eigenvectors.
         each: seconds of one example.
     """
 
     kronecker: Kronecker
+    room: Room
     fixed: float
     each: float
+
+    @property
+    def structure(self) -> Structure:
+        """The blocks of the model."""
+        return self.kronecker.structure
 
     def fit_seconds(self) -> float:
         """The same for all examples, as where accuracy asks for them."""
         return self.fixed + self.each * len(self.kronecker.problem)
 
+    def batch_bytes(self) -> int:
+        """What a batch makes on its way."""
+        problem = self.kronecker.problem
+        size = batch_size(problem, self.structure, self.room.batch)
+        return size * example_bytes(problem, self.structure)
+
     def bytes(self) -> int:
-        """Moments in float64, bases, eigenvalues, and what a batch makes on its way."""
-        problem, structure = self.kronecker.problem, self.kronecker.structure
-        squares = sum(b.groups * (b.rows**2 + b.columns**2) + b.size for b in structure.blocks)
-        batch = batch_size(problem, structure) * example_bytes(problem, structure)
-        return 16 * squares + batch
+        """Moments in float64, bases, eigenvalues, and a batch."""
+        return fixed_bytes(self.kronecker.problem, self.structure) + self.batch_bytes()
 
 
-def _layer_trial(problem: Problem, recipe: EKFAC | KFAC | Refined) -> _LayerTrial:
-    is_corrected = not isinstance(recipe, KFAC)
-    plan = make_plan(problem, recipe.fisher, 0.0, seed=0, is_corrected=is_corrected)
+def _layer_trial(
+    problem: Problem, options: LayerOptions, *, is_corrected: bool = True
+) -> _LayerTrial:
+    plan = replace(options, accuracy=0.0).plan(problem, is_corrected=is_corrected)
+    room = make_room(problem, structure_of(problem), options.memory, folder=options.disk)
     decay = torch.zeros_like(problem.parameters)
     few, some = (torch.arange(min(n, len(problem))) for n in (32, 160))
     made: list[Kronecker] = []
@@ -443,42 +460,64 @@ def _layer_trial(problem: Problem, recipe: EKFAC | KFAC | Refined) -> _LayerTria
     on(few[:2])  # what is paid once, such as looking for the layers
     little, more = on(few), on(some)
     each = max(0.0, more - little) / max(1, len(some) - len(few))
-    return _LayerTrial(made[-1], max(0.0, little - each * len(few)), each)
+    return _LayerTrial(made[-1], room, max(0.0, little - each * len(few)), each)
 
 
 def _layers(problem: Problem, recipe: EKFAC | KFAC, queries: int) -> _Takes:
     """Passes over the data for the moments, and all pairs from the factors of the gradients."""
-    trial = _layer_trial(problem, recipe)
-    structure = trial.kronecker.structure
+    options = LayerOptions(**asdict(recipe))
+    trial = _layer_trial(problem, options, is_corrected=isinstance(recipe, EKFAC))
+    structure, room = trial.structure, trial.room
+    numbers = len(problem) * sum(kept_size(block) for block in structure.blocks)
+    kept = numbers * (2 if options.dtype else problem.parameters.element_size())
+    is_in_memory = kept <= room.kept
+    passing = _factor_seconds(trial) * len(problem)
+    stack = min(room.stack, queries * query_bytes(problem, structure))
+    table = 2 * 8 * queries * len(problem)
+    held = (kept if is_in_memory else 0) + table
+    scoring = _pairing_seconds(trial, queries, recipe.tolerance)
+    if not is_in_memory and room.folder is None:
+        scoring += passing
+    return _Takes(
+        bytes=int(held + max(trial.bytes(), stack + trial.batch_bytes())),
+        fit_seconds=trial.fit_seconds() + passing,
+        scores_seconds=scoring,
+    )
+
+
+def _factor_seconds(trial: _LayerTrial) -> float:
+    """The factors of the gradient of one training example."""
+    problem, structure = trial.kronecker.problem, trial.structure
     batch = problem.batch(_trial_positions(problem, 1))
-    make = _seconds(lambda: _trial_factors(problem, structure, batch)) / len(batch)
-    factors = _trial_factors(problem, structure, batch)
+    return _seconds(lambda: _trial_factors(problem, structure, batch)) / len(batch)
+
+
+def _pairing_seconds(trial: _LayerTrial, queries: int, tolerance: float) -> float:
+    """All pairs, once the factors of the training gradients are there.
+
+    What a pass costs for one query falls with their number, so that trials take many.
+    """
+    problem, structure = trial.kronecker.problem, trial.structure
     dampings = (AUTO_DAMPING * trial.kronecker.mean(),) * len(structure.blocks)
-    pairing = Pairing(trial.kronecker, dampings, 1.0, None, recipe.tolerance)
-    few = min(queries, 16)
-    asked = problem.queries(problem.data.take(torch.arange(few) % len(problem)))
-    slopes = torch.randn(few, problem.output_size, generator=_generator()).to(problem.parameters)
-    solve = _seconds(lambda: pairing.sides(asked, slopes, torch.arange(few))) / few
-    sides = pairing.sides(asked, slopes, torch.arange(few))
-    total = problem.parameters.new_zeros(few, len(batch))
+    pairing = Pairing(trial.kronecker, dampings, 1.0, None, tolerance)
+    few, some = min(queries, _FEW_QUERIES), min(queries, _SOME_QUERIES)
+    asked = problem.queries(problem.data.take(torch.arange(some) % len(problem)))
+    slopes = torch.randn(some, problem.output_size, generator=_generator()).to(problem.parameters)
+    little, more = (
+        _seconds(lambda n=n: pairing.sides(asked, slopes, torch.arange(n))) for n in (few, some)
+    )
+    each = max(0.0, more - little) / max(1, some - few)
+    solve = max(0.0, little - each * few) + each * queries if some > few else little
+    sides = pairing.sides(asked, slopes, torch.arange(some))
+    batch = problem.batch(_trial_positions(problem, 1))
+    factors = _trial_factors(problem, structure, batch)
+    total = problem.parameters.new_zeros(some, len(batch))
 
     def meet() -> None:
         for side, block, part in zip(sides, structure.blocks, factors, strict=True):
             side.add_to(total, block, part)
 
-    pair = _seconds(meet) / few / len(batch)
-    numbers = sum(kept_size(block) for block in structure.blocks)
-    size = problem.parameters.element_size()
-    kept = numbers * len(problem) * size
-    is_kept = kept <= KEPT_BYTES
-    passing = make * len(problem)
-    stack = min(STACK_BYTES, 2 * queries * numbers * size)
-    table = 2 * 8 * queries * len(problem)
-    return _Takes(
-        bytes=int(trial.bytes() + (kept if is_kept else 0) + stack + table),
-        fit_seconds=trial.fit_seconds() + passing,
-        scores_seconds=queries * (solve + pair * len(problem)) + (0.0 if is_kept else passing),
-    )
+    return solve + _seconds(meet) / some / len(batch) * queries * len(problem)
 
 
 def _trial_factors(problem: Problem, structure: Structure, batch: Batch) -> list[Factors]:
@@ -487,7 +526,8 @@ def _trial_factors(problem: Problem, structure: Structure, batch: Batch) -> list
 
 def _refined(problem: Problem, recipe: Refined, queries: int) -> _Takes:
     """EK-FAC without its scores, and `CG_STEPS` Gauss-Newton products for all queries."""
-    trial = _layer_trial(problem, recipe)
+    options = LayerOptions(recipe.damping, recipe.fisher)
+    trial = _layer_trial(problem, options)
     steps = min(CG_STEPS, recipe.max_steps)
     vectors = 8 * queries * problem.size * problem.parameters.element_size()
     return _Takes(
@@ -548,7 +588,7 @@ def _low_rank_seconds(problem: Problem, matrix: MatrixName, rank: int, queries: 
 
 def _diagonal(problem: Problem, recipe: Diagonal, queries: int) -> _Takes:
     """A pass over the data for squared gradients, and the product of a residual."""
-    fisher = make_plan(problem, recipe.fisher, 0.0, seed=0, is_corrected=True).fisher
+    fisher = make_fisher(problem, recipe.fisher, seed=0)
     structure = structure_of(problem)
     few = torch.arange(min(_TRIAL_EXAMPLES, batch_size(problem, structure)))
     each = _seconds(lambda: squared_gradients(problem, fisher, few)) / len(few)
@@ -672,14 +712,7 @@ def _seconds(code: Callable[[], object]) -> float:
 
 
 def _size(amount: int | None) -> str:
-    if amount is None:
-        return "not known for this method"
-    size = float(amount)
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"about {size:.0f} {unit}"
-        size /= 1000
-    return f"about {size:.1f} GB"
+    return "not known for this method" if amount is None else f"about {in_words(amount)}"
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ from whence.calculus.layers import structure_of
 from whence.calculus.products import decay_diagonal, hessian_is_ggn
 from whence.core.problem import Problem
 from whence.core.scores import Scores
-from whence.curvature.base import make_plan
+from whence.curvature.base import make_fisher
 from whence.curvature.cg import CG
 from whence.curvature.dual import Dual, dual_bytes
 from whence.curvature.ekfac import EKFAC
@@ -176,7 +176,7 @@ def _no_layers(problem: Problem) -> str:
     if decay_diagonal(problem) is None:
         return " (the regulariser couples parameters)"
     try:
-        make_plan(problem, "auto", 0.0, seed=0, is_corrected=True).fisher.check(problem)
+        make_fisher(problem, "auto", seed=0).check(problem)
     except WhenceError as error:
         return f" ({error.found})"
     return ""

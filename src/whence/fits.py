@@ -7,6 +7,7 @@ fingerprints; nothing in it is pickled.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from whence.store.files import cannot_read, write_atomically
 from whence.store.jsonable import as_json, json_text
 from whence.version import __version__
 
-FORMAT, VERSION = "whence fit", 1
+FORMAT, VERSION = "whence fit", 2
 
 
 def save_fit(fitted: Fitted, path: str | os.PathLike[str]) -> Path:
@@ -72,16 +73,17 @@ def save_fit(fitted: Fitted, path: str | os.PathLike[str]) -> Path:
         "facts": dict(ihvp.facts),
         "report": dict(fitted.report),
         "is_kept": ihvp.kept is not None,
+        "precision": ihvp.facts["precision"],
+        "compress": fitted.compress,
     }
     arrays = {"gradient": fitted.gradient}
     for place, block in enumerate(ihvp.kronecker.blocks):
         arrays |= _of_basis(f"{place}/left", block.left) | _of_basis(f"{place}/right", block.right)
         arrays[f"{place}/values"] = block.values
     for place, kept in enumerate(ihvp.kept.blocks if ihvp.kept else ()):
-        arrays[f"{place}/kept_right"] = kept.right
-        if kept.left is not None:
-            arrays[f"{place}/kept_left"] = kept.left
-    plain: dict[str, Any] = {name: x.detach().cpu().numpy() for name, x in arrays.items()}
+        parts = {"right": kept.right, "left": kept.left, "scale": kept.scale}
+        arrays |= {f"{place}/kept_{name}": x for name, x in parts.items() if x is not None}
+    plain: dict[str, Any] = {name: _as_array(x) for name, x in arrays.items()}
     plain["metadata"] = np.array(json_text(as_json(metadata, "metadata")))
     target = Path(path)
     write_atomically(target, lambda file: np.savez(file, **plain))
@@ -136,6 +138,9 @@ def _restored(
             why="Its bases would meet the wrong parameters.",
             remedy="Fit it again; a change of whence or of the model's code can be the cause.",
         )
+    precision = metadata["precision"]
+    if precision != "full":
+        structure = replace(structure, autocast=getattr(torch, precision))
     tensors = {name: torch.from_numpy(array).to(problem.device) for name, array in arrays.items()}
     blocks = tuple(
         KroneckerBlock(
@@ -149,8 +154,10 @@ def _restored(
     kept = None
     if metadata["is_kept"]:
         rows = range(len(blocks))
-        parts = [(tensors.get(f"{i}/kept_left"), tensors[f"{i}/kept_right"]) for i in rows]
-        kept = Kept(tuple(KeptBlock(left, right) for left, right in parts))
+        sides = [(tensors.get(f"{i}/kept_left"), tensors[f"{i}/kept_right"]) for i in rows]
+        scales = [tensors.get(f"{i}/kept_scale") for i in rows]
+        parts = zip(sides, scales, strict=True)
+        kept = Kept(tuple(KeptBlock(*pair, scale) for pair, scale in parts))
     ihvp = KroneckerIHVP(
         Kronecker(problem, structure, blocks),
         tuple(metadata["dampings"]),
@@ -159,8 +166,17 @@ def _restored(
         metadata["tolerance"],
         metadata["facts"],
     )
-    report = metadata["report"]
-    return FittedInfluence(problem, report, ihvp, False, metadata["change"], tensors["gradient"])
+    fitted = FittedInfluence(
+        problem, metadata["report"], ihvp, False, metadata["change"], tensors["gradient"]
+    )
+    compress = metadata["compress"]
+    return replace(fitted, compress=compress, preview=ihvp if compress else None)
+
+
+def _as_array(tensor: Tensor) -> np.ndarray:
+    """As numpy knows it, which has no bfloat16."""
+    plain = tensor.detach().cpu()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
 
 
 def _of_basis(name: str, basis: Basis) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from whence.calculus.kronecker import Basis, Kronecker, KroneckerBlock, Plan, fi
 from whence.calculus.products import CurvatureMatrix, decay_diagonal
 from whence.core.problem import Problem
 from whence.curvature.ekfac import EKFAC
+from whence.errors import NonFinite, NumericsError
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
@@ -438,3 +439,16 @@ def test_self_products_are_those_of_solved_gradients(case):
     rows = gradients(problem, batch)
     expected = (rows * ihvp.solve(rows).vectors).sum(1)
     torch.testing.assert_close(ihvp.self_pair(batch), expected, rtol=1e-9, atol=1e-14)
+
+
+# ------------------------------------------------------------------ what fails says where
+
+
+@pytest.mark.parametrize("error", [NumericsError, NonFinite])
+def test_a_basis_that_cannot_be_found_is_named_by_its_layer(error, monkeypatch):
+    def fails(moment: Tensor) -> tuple[Tensor, Tensor]:
+        raise error(found="It did not converge.", why="Why.", remedy="Remedy.")
+
+    monkeypatch.setattr(kronecker, "eigenbasis", fails)
+    with pytest.raises(error, match=r"^0.weight and 0.bias: It did not converge"):
+        fitted(problems.mlp().problem)

@@ -13,7 +13,7 @@ import problems
 from networks import COUNT, NETWORKS, drawn
 from problems import ALL
 from whence.adapters import make_problem
-from whence.calculus import kronecker, pairing
+from whence.calculus import kronecker, pairing, rooms
 from whence.calculus.gradients import gradients, measurement_slopes, pull_back
 from whence.calculus.pairing import Pairing, counting, terms
 from whence.calculus.products import example_pull, objective_gradient
@@ -78,7 +78,7 @@ def test_gradients_that_are_kept_and_those_that_are_made_anew_give_the_same(name
     problem, queries, slopes = asked(name)
     kept = fit(problem)
     assert kept.kept is not None
-    monkeypatch.setattr(pairing, "KEPT_BYTES", 0)
+    monkeypatch.setattr(rooms, "KEPT_BYTES", 0)
     anew = fit(problem)
     assert anew.kept is None
     assert_equal_scores(anew.pair(queries, slopes)[0], kept.pair(queries, slopes)[0])
@@ -106,7 +106,7 @@ def test_batches_of_queries_and_training_examples_do_not_matter(name, size, monk
     monkeypatch.setattr(kronecker, "batch_size", lambda *_: size)
     monkeypatch.setattr(pairing, "_TILE", 1)
     assert_equal_scores(ihvp.pair(queries, slopes)[0], expected)
-    monkeypatch.setattr(pairing, "KEPT_BYTES", 0)
+    monkeypatch.setattr(rooms, "KEPT_BYTES", 0)
     assert_equal_scores(fit(problem).pair(queries, slopes)[0], expected)
 
 
@@ -129,7 +129,7 @@ def test_tokens_are_looked_up_where_tables_are_long(monkeypatch):
         loss="cross_entropy",
         weight_decay=0.1,
     )
-    monkeypatch.setattr(pairing, "KEPT_BYTES", 0)
+    monkeypatch.setattr(rooms, "KEPT_BYTES", 0)
     ihvp, queries = fit(problem), problem.queries(problem.data.take(torch.arange(5)))
     slopes = drawn(5, 2)
     assert_equal_scores(ihvp.pair(queries, slopes)[0], streamed(problem, ihvp, queries, slopes))
@@ -162,7 +162,7 @@ def test_what_would_not_fit_is_not_kept(monkeypatch):
     problem, _, _ = asked("mlp")
     size = len(problem) * (8 + 6) * 8
     for room, fits in ((size, True), (size - 1, False)):
-        monkeypatch.setattr(pairing, "KEPT_BYTES", room)
+        monkeypatch.setattr(rooms, "KEPT_BYTES", room)
         assert (fit(problem).kept is not None) == fits
 
 

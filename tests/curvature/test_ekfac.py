@@ -4,11 +4,13 @@ What holds for K-FAC in the same words is asked of both here.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import problems
@@ -17,12 +19,15 @@ from problems import ALL, Case
 from whence.adapters import make_problem
 from whence.calculus import kronecker, pairing
 from whence.calculus.products import CurvatureMatrix
+from whence.core.losses import Loss
 from whence.core.problem import Problem
 from whence.curvature import base
+from whence.curvature.cg import CG
 from whence.curvature.ekfac import EKFAC
 from whence.curvature.exact import Exact
 from whence.curvature.kfac import KFAC
-from whence.errors import BadArgument, NonFinite, Unsupported
+from whence.curvature.refined import Refined
+from whence.errors import BadArgument, NonFinite, TooLarge, Unsupported
 from whence.methods.influence import Influence
 
 BOTH = pytest.mark.parametrize("recipe", [EKFAC, KFAC])
@@ -231,6 +236,127 @@ def test_scores_report_what_was_left_out():
     assert found.report["examples_used"] == 600
 
 
+# ------------------------------------------------------------------ memory
+
+
+def least(problem: Problem) -> int:
+    """The memory below which `make_room` refuses; its own test asks where that is."""
+    with pytest.raises(TooLarge) as refusal:
+        EKFAC(memory=1).fit(problem)
+    return int(refusal.value.remedy.split("memory=")[1].split()[0])
+
+
+@BOTH
+@pytest.mark.parametrize("times", [1, 1.2, 3])
+@pytest.mark.parametrize("name", ["mlp", "conv", "tied"])
+def test_scores_do_not_depend_on_the_memory_allowed(name, times, recipe):
+    """With the least one example and one query at a time are looked at, and nothing is kept."""
+    case = ALL[name]()
+    expected = scores(case.problem, case.queries, recipe(0.02, tolerance=0.0))
+    tight = recipe(0.02, tolerance=0.0, memory=int(times * least(case.problem)))
+    fitted = tight.fit(case.problem)
+    if times == 1:
+        assert fitted.report["training_gradients"] == "made anew"
+    assert_rows_close(scores(case.problem, case.queries, tight), expected, 1e-10)
+
+
+@pytest.mark.parametrize("precision", ["full", "float16"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "tied"])
+def test_gradients_that_do_not_fit_go_to_disk_and_leave_nothing_there(name, precision, tmp_path):
+    case = ALL[name]()
+    options = {"tolerance": 0.0, "precision": precision}
+    expected = scores(case.problem, case.queries, EKFAC(0.02, **options))
+    tight = EKFAC(0.02, memory=least(case.problem), disk=str(tmp_path), **options)
+    fitted = Influence(tight).fit(case.problem)
+    assert fitted.report["training_gradients"] == "on disk"
+    found = fitted.scores(case.queries).values
+    assert_rows_close(found, expected, 1e-10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_or_full_is_refused(tmp_path, monkeypatch):
+    problem = problems.mlp().problem
+    memory = least(problem)
+    with pytest.raises(BadArgument, match="nowhere"):
+        EKFAC(memory=memory, disk=str(tmp_path / "nowhere")).fit(problem)
+    monkeypatch.setattr(pairing, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(TooLarge, match="100 bytes free"):
+        EKFAC(memory=memory, disk=str(tmp_path)).fit(problem)
+
+
+class Limited(nn.Module):
+    """A network that has no memory for more than a few examples at a time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.most = model, 10**9
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return self.model(x)
+
+
+@pytest.mark.parametrize(
+    "recipe", [EKFAC(0.05), KFAC(0.05), Refined(1e-9, damping=0.05), CG(damping=0.05, rank=5)]
+)
+def test_batches_that_do_not_fit_are_halved(recipe):
+    """Scores are the same, and the report says that memory was short."""
+    case, method = problems.mlp(), Influence(recipe, removal="first_order")
+    model = Limited(case.problem.model)
+    data = case.problem.data.take(torch.arange(len(case.problem)))
+    problem = make_problem(model, data, loss="mse", weight_decay=0.05)
+    expected = method.fit(problem).scores(case.queries)
+    model.most = 7
+    fitted = method.fit(replace(problem))
+    found = fitted.scores(case.queries)
+    assert_rows_close(found.values, expected.values, 1e-7)
+    assert not any("Memory" in text for text in expected.report["warnings"])
+    for report in (fitted.report, found.report):
+        assert any("Memory ran out" in text for text in report["warnings"])
+
+
+# ------------------------------------------------------------------ precision
+
+
+@BOTH
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "tokens", "tied"])
+def test_half_precision_ranks_as_full_precision_does(name, precision, recipe):
+    """Eight bits of a number are two to three digits: 1 % of the spread of a query's effects."""
+    case = problems.single(ALL[name]())
+    expected = scores(case.problem, case.queries, recipe(0.02))
+    found = scores(case.problem, case.queries, recipe(0.02, precision=precision))
+    for one, other in zip(found, expected, strict=True):
+        assert spearmanr(one, other).statistic > 0.98
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_keeps_two_bytes_a_number(precision):
+    problem = problems.single(problems.mlp()).problem
+    kept = EKFAC(precision=precision).fit(problem).kept
+    assert {block.right.element_size() for block in kept.blocks} == {2}
+    assert {block.right.element_size() for block in EKFAC().fit(problem).kept.blocks} == {4}
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e9])
+def test_half_precision_knows_small_and_large_gradients(size):
+    """float16 ends at 6e-8 and 65,504; slopes are at length one while they travel."""
+    case = problems.single(problems.conv())
+    problem, few = case.problem, {"precision": "float16", "tolerance": 0.0}
+    small = replace(problem, loss=scaled_loss(problem.loss, size))
+    queries = problem.queries(case.queries)
+    slopes = torch.ones(len(queries), problem.output_size)
+    expected = EKFAC(0.02, **few).fit(problem).pair(queries, slopes)[0]
+    found = EKFAC(0.02, **few).fit(small).pair(queries, slopes)[0]
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.999
+
+
+def scaled_loss(loss: Loss, size: float) -> Loss:
+    return replace(loss, function=lambda outputs, targets: size * loss.function(outputs, targets))
+
+
 # ------------------------------------------------------------------ refusals
 
 
@@ -245,6 +371,8 @@ def test_scores_report_what_was_left_out():
         {"tolerance": 1.0},
         {"tolerance": -0.1},
         {"fisher": "true"},
+        {"memory": 0},
+        {"precision": "half"},
     ],
 )
 def test_options_out_of_range_are_refused(options, recipe):

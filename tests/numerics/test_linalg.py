@@ -11,6 +11,7 @@ from whence.numerics.linalg import (
     LowRank,
     block_cg,
     decompose,
+    eigenbasis,
     extreme_eigenvalues,
     nystrom,
     nystrom_preconditioner,
@@ -595,3 +596,37 @@ def test_seeds_decide_and_types_do_not(dtype):
     wide = trace(Counted(conditioned(10.0)), torch.zeros(P).double(), probes=4, seed=3)
     assert first == pytest.approx(wide, rel=1e-4)
     assert first != trace(Counted(matrix), like, probes=4, seed=4)
+
+
+# ------------------------------------------------------------------ eigenvectors of moments
+
+
+@pytest.mark.parametrize("failure", ["raises", "answers with NaN"])
+def test_eigenvectors_that_fail_are_looked_for_again_in_float64(failure, monkeypatch):
+    """700 rows: below 513 they are looked for in float64 to begin with."""
+    rows = torch.randn(1000, 700, generator=torch.Generator().manual_seed(0))
+    moment = rows.T @ rows / 1000
+    eigh = torch.linalg.eigh
+
+    def fragile(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        if matrix.dtype == torch.float64:
+            return eigh(matrix)
+        if failure == "raises":
+            raise torch.linalg.LinAlgError("linalg.eigh: failed to converge")
+        values, vectors = eigh(matrix)
+        return values, vectors * torch.nan
+
+    monkeypatch.setattr(torch.linalg, "eigh", fragile)
+    values, vectors = eigenbasis(moment)
+    torch.testing.assert_close(
+        (vectors * values) @ vectors.T, moment.double(), rtol=1e-10, atol=1e-10
+    )
+
+
+def test_eigenvectors_that_fail_twice_are_an_error_and_no_zeros(monkeypatch):
+    def broken(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        raise torch.linalg.LinAlgError("linalg.eigh: failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", broken)
+    with pytest.raises(NumericsError, match="3 x 3 second moment did not converge"):
+        eigenbasis(torch.eye(3))

@@ -73,10 +73,14 @@ class Fisher:
         if self.kind == "empirical":
             return
         count = min(_LOOKED_AT, len(problem), problem.batch_size())
-        few = problem.batch(torch.linspace(0, len(problem) - 1, count).long())
-        with torch.no_grad():
-            values = problem.outputs(problem.parameters, few.inputs)
-        if all(not bool(rows.any()) for rows in self.slopes(problem, few, values)):
+        few = torch.linspace(0, len(problem) - 1, count).long()
+
+        def is_bent(batch: Batch) -> bool:
+            with torch.no_grad():
+                values = problem.outputs(problem.parameters, batch.inputs)
+            return any(bool(rows.any()) for rows in self.slopes(problem, batch, values))
+
+        if not any(found for _, found in problem.sweep(is_bent, count, positions=few)):
             raise Unsupported(
                 found=f"The loss {problem.loss.name!r} has no curvature at the outputs of "
                 f"{count} examples.",

@@ -20,9 +20,10 @@ Source: Martens & Grosse 2015 (arXiv:1503.05671); George et al. 2018 (arXiv:1806
 convolutions Grosse & Martens 2016 (arXiv:1602.01407).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import reduce
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,9 +34,12 @@ from whence.calculus.layers import Block, Structure, Watched, dense, structure_o
 from whence.calculus.watching import Factors, Left, OneHot
 from whence.core.batches import Batch
 from whence.core.problem import Problem
+from whence.errors import NonFinite, NumericsError
 from whence.numerics.draws import keys, order
 from whence.numerics.linalg import eigenbasis
 from whence.progress import track
+
+T = TypeVar("T")
 
 WIDEST_BASIS = 2048
 """Sides of a block that are longer, such as a vocabulary, keep their own coordinates as basis."""
@@ -118,12 +122,14 @@ class Kronecker:
         structure: the blocks of its model.
         blocks: the curvature of each.
         facts: share of the data that was looked at, and how well it determines the moments.
+        batch_bytes: memory of the factors and activations of one batch.
     """
 
     problem: Problem
     structure: Structure
     blocks: tuple[KroneckerBlock, ...]
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    batch_bytes: int = FACTOR_BYTES
 
     def mean(self) -> float:
         """The mean eigenvalue over all parameters, regulariser included."""
@@ -183,15 +189,16 @@ class Kronecker:
             dampings: as for `solve`.
             scale: as for `solve`.
         """
-        size = batch_size(self.problem, self.structure)
-        parts = batch.positions.split(size)
-        found: list[Tensor] = []
-        for some in [batch] if len(parts) == 1 else map(self.problem.batch, parts):
+        weights = [b.weights(d, scale) for b, d in zip(self.blocks, dampings, strict=True)]
+
+        def own(some: Batch) -> Tensor:
             watched = self.structure.watch(self.problem, some.inputs, len(some))
-            pairs = zip(self.blocks, loss_factors(watched, some), dampings, strict=True)
-            own = [lengths(b, pair, b.weights(d, scale)) for b, pair, d in pairs]
-            found.append(torch.stack(own).sum(0))
-        return torch.cat(found)
+            parts = zip(self.blocks, loss_factors(watched, some), weights, strict=True)
+            return torch.stack([lengths(*part) for part in parts]).sum(0)
+
+        size = batch_size(self.problem, self.structure, self.batch_bytes)
+        parts = self.problem.sweep(own, size, positions=batch.positions)
+        return torch.cat([found for _, found in parts])
 
 
 # ------------------------------------------------------------------ making it
@@ -205,11 +212,13 @@ class Plan:
         fisher: slopes of the outputs.
         accuracy: relative standard error of the moments at which the rounds end; 0 sees all data.
         is_corrected: whether D is the diagonal itself (EK-FAC) or a product (K-FAC).
+        autocast: narrower type of the model's products; None for its own.
     """
 
     fisher: Fisher
     accuracy: float
     is_corrected: bool
+    autocast: torch.dtype | None = None
 
 
 Visit = Callable[[Batch, list[Factors]], None]
@@ -223,6 +232,7 @@ def fit_kronecker(
     *,
     keeps: Callable[[Structure], Visit | None],
     only: Tensor | None = None,
+    batch_bytes: int = FACTOR_BYTES,
 ) -> Kronecker:
     """Bases and eigenvalues of every block.
 
@@ -234,20 +244,23 @@ def fit_kronecker(
         keeps: what visits the gradients of all training examples, once the structure is known; they
             share a forward pass with the correction of the eigenvalues where that sees all data.
         only: positions of the examples to look at, for a trial; by default `plan` decides.
+        batch_bytes: memory of the factors and activations of one batch.
     """
     structure = with_even_decay(problem, structure_of(problem), decay)
-    moments, positions, error = _moments(problem, structure, plan, only)
+    structure = replace(structure, autocast=plan.autocast)
+    run = Pass(problem, structure, plan.fisher, batch_bytes=batch_bytes)
+    moments, positions, error = _moments(run, plan, only)
     decays = [float(m.mean()) for m in structure.gather(problem, decay[None])]
     found = [m.curvature(d) for m, d in zip(moments, decays, strict=True)]
     visit = keeps(structure)
     if plan.is_corrected:
         is_shared = len(positions) == len(problem)
         shared = visit if is_shared else None
-        found = _corrected(Pass(problem, structure, plan.fisher, shared), positions, found)
+        found = _corrected(replace(run, visit=shared), positions, found)
         visit = None if is_shared else visit
     if visit is not None:
-        everyone = torch.arange(len(problem))
-        for _ in Pass(problem, structure, None, visit)(everyone, "Keeping gradients"):
+        alone = replace(run, fisher=None, visit=visit)
+        for _ in alone.over(torch.arange(len(problem)), "Keeping gradients", lambda *_: None):
             pass
     facts = {
         "fisher": plan.fisher.kind,
@@ -256,7 +269,7 @@ def fit_kronecker(
         "moment_error": error,
         "covered_as": structure.coverage(),
     }
-    return Kronecker(problem, structure, tuple(found), facts)
+    return Kronecker(problem, structure, tuple(found), facts, batch_bytes)
 
 
 def with_even_decay(problem: Problem, structure: Structure, decay: Tensor) -> Structure:
@@ -270,9 +283,9 @@ def with_even_decay(problem: Problem, structure: Structure, decay: Tensor) -> St
     return structure.apart(biases)
 
 
-def batch_size(problem: Problem, structure: Structure) -> int:
+def batch_size(problem: Problem, structure: Structure, room: int = FACTOR_BYTES) -> int:
     """Examples whose activations and factors fit the working memory."""
-    return max(1, min(len(problem), FACTOR_BYTES // example_bytes(problem, structure)))
+    return max(1, min(len(problem), room // example_bytes(problem, structure)))
 
 
 def example_bytes(problem: Problem, structure: Structure) -> int:
@@ -291,7 +304,7 @@ def _numbers(block: Block) -> int:
 
 def loss_factors(watched: Watched, batch: Batch, *, is_last: bool = True) -> list[Factors]:
     """The factors of the gradient of each loss, for every block."""
-    slopes = residuals(watched.problem, batch, values=watched.outputs.detach())
+    slopes = residuals(watched.problem, batch, values=watched.values)
     return watched.factors(slopes, is_last=is_last)
 
 
@@ -303,36 +316,48 @@ class Pass:
         problem: model and data.
         structure: of the model.
         fisher: whose slopes are wanted; None for none.
-        visit: what is done with the gradients of the losses, on the same forward pass.
+        visit: what is done with the gradients of the losses, on the same forward pass; the same
+            again where a batch is done again, as for want of memory.
+        batch_bytes: memory of the factors and activations of one batch.
     """
 
     problem: Problem
     structure: Structure
     fisher: Fisher | None
     visit: Visit | None = None
+    batch_bytes: int = FACTOR_BYTES
 
-    def __call__(
-        self, positions: Tensor, label: str
-    ) -> Iterator[tuple[Batch, list[list[Factors]]]]:
-        """Each batch with the factors for every set of slopes of the Fisher information."""
-        size = batch_size(self.problem, self.structure)
-        batches = self.problem.batches(size, positions=positions)
-        for batch in track(batches, label, total=-(-len(positions) // size)):
+    def over(
+        self, positions: Tensor, label: str, work: Callable[[list[list[Factors]]], T]
+    ) -> Iterator[tuple[Tensor, T]]:
+        """The positions of each batch, with what some work gives.
+
+        Args:
+            positions: of the examples.
+            label: of the progress bar.
+            work: takes the factors of a batch for every set of slopes of the Fisher information;
+                it must leave nothing behind where memory runs out (`Problem.sweep`).
+        """
+
+        def on(batch: Batch) -> T:
             watched = self.structure.watch(self.problem, batch.inputs, len(batch))
             if self.visit is not None:
                 self.visit(batch, loss_factors(watched, batch, is_last=self.fisher is None))
-            if self.fisher is not None:
-                slopes = list(self.fisher.slopes(self.problem, batch, watched.outputs))
-                ends = [place == len(slopes) for place in range(1, len(slopes) + 1)]
-                pairs = zip(slopes, ends, strict=True)
-                yield batch, [watched.factors(slope, is_last=end) for slope, end in pairs]
+            if self.fisher is None:
+                return work([])
+            slopes = list(self.fisher.slopes(self.problem, batch, watched.values))
+            ends = [place == len(slopes) for place in range(1, len(slopes) + 1)]
+            pairs = zip(slopes, ends, strict=True)
+            return work([watched.factors(slope, is_last=end) for slope, end in pairs])
+
+        size = batch_size(self.problem, self.structure, self.batch_bytes)
+        parts = self.problem.sweep(on, size, positions=positions)
+        yield from track(parts, label, total=-(-len(positions) // size))
 
 
-def _moments(
-    problem: Problem, structure: Structure, plan: Plan, only: Tensor | None
-) -> tuple[list["_Moments"], Tensor, float]:
+def _moments(run: Pass, plan: Plan, only: Tensor | None) -> tuple[list["_Moments"], Tensor, float]:
     """Second moments of the factors, the examples they are from, and their relative error."""
-    run = Pass(problem, structure, plan.fisher)
+    problem, structure = run.problem, run.structure
     halves = [[_Moments(block, problem.parameters) for block in structure.blocks] for _ in range(2)]
     if only is not None:
         _add(run, only, halves[0])
@@ -354,12 +379,30 @@ def _moments(
 
 def _add(run: Pass, positions: Tensor, into: Sequence["_Moments"]) -> None:
     """The second moments of some examples."""
-    for batch, by_slope in run(positions, "Measuring layers"):
-        for place, factors in enumerate(by_slope):
-            for moments, (left, right) in zip(into, factors, strict=True):
-                moments.add(left, right, is_first=place == 0)
-        for moments in into:
-            moments.examples += len(batch)
+
+    def sums(by_slope: list[list[Factors]]) -> list[_Sums]:
+        by_block = zip(*by_slope, strict=True)
+        return [moments.sums(pairs) for moments, pairs in zip(into, by_block, strict=True)]
+
+    for rows, found in run.over(positions, "Measuring layers", sums):
+        for moments, part in zip(into, found, strict=True):
+            moments.add(part, examples=len(rows))
+
+
+def _are_full(block: Block) -> tuple[bool, bool]:
+    """Whether the moments of l and of r are matrices, and not diagonals of them."""
+    widest = WIDEST_ROW if block.kind == "single" else WIDEST_BASIS
+    return block.rows <= WIDEST_BASIS and block.kind != "lookup", block.columns <= widest
+
+
+def moment_numbers(block: Block) -> int:
+    """Numbers of the second moments of both sides of a block."""
+    sides = zip((block.rows, block.columns), _are_full(block), strict=True)
+    return block.groups * sum(size**2 if is_full else size for size, is_full in sides)
+
+
+_Sums = tuple[Tensor, Tensor, int]
+"""Sums of l l^T and r r^T, and how many r there were."""
 
 
 class _Moments:
@@ -370,9 +413,7 @@ class _Moments:
 
     def __init__(self, block: Block, like: Tensor) -> None:
         self.block, self.like = block, like
-        widest = WIDEST_ROW if block.kind == "single" else WIDEST_BASIS
-        is_left_full = block.rows <= WIDEST_BASIS and block.kind != "lookup"
-        is_right_full = block.columns <= widest
+        is_left_full, is_right_full = _are_full(block)
         self.left = self._zeros(block.rows, is_full=is_left_full)
         self.right = self._zeros(block.columns, is_full=is_right_full)
         self.examples, self.places = 0, 0
@@ -381,15 +422,23 @@ class _Moments:
         shape = (self.block.groups, size, size) if is_full else (self.block.groups, size)
         return torch.zeros(shape, dtype=torch.float64, device=self.like.device)
 
-    def add(self, left: Left, right: Tensor, *, is_first: bool) -> None:
-        """The factors of a batch for one set of slopes.
+    def sums(self, pairs: Sequence[Factors]) -> _Sums:
+        """Those of a batch, from its factors for every set of slopes.
 
-        What went into a layer is the same for all of them and is added once.
+        What went into a layer is the same for all of them and is counted once.
         """
-        self.left += _second_moment(left, is_full=self.left.ndim == 3)
-        if is_first or self.block.kind != "product":
-            self.right += _second_moment(right, is_full=self.right.ndim == 3)
-            self.places += right.shape[0] * right.shape[2]
+        left = _sum(_second_moment(left, is_full=self.left.ndim == 3) for left, _ in pairs)
+        rights = [right for _, right in pairs]
+        rights = rights[:1] if self.block.kind == "product" else rights
+        right = _sum(_second_moment(right, is_full=self.right.ndim == 3) for right in rights)
+        return left, right, sum(right.shape[0] * right.shape[2] for right in rights)
+
+    def add(self, sums: _Sums, *, examples: int) -> None:
+        """Those of a batch of some examples."""
+        self.left += sums[0]
+        self.right += sums[1]
+        self.places += sums[2]
+        self.examples += examples
 
     def gap(self, other: "_Moments") -> float:
         """|A - B| / |A + B| for the means of two halves, the worse one of l and r."""
@@ -408,10 +457,22 @@ class _Moments:
 
     def curvature(self, decay: float) -> KroneckerBlock:
         """Bases, and as D the product of their eigenvalues (K-FAC)."""
-        left = _basis(self.left / self.examples, self.like)
-        right = _basis(self.right / self.places, self.like)
+        try:
+            left = _basis(self.left / self.examples, self.like)
+            right = _basis(self.right / self.places, self.like)
+        except (NonFinite, NumericsError) as error:
+            raise type(error)(
+                found=f"{' and '.join(self.block.names)}: {error.found}",
+                why=error.why,
+                remedy=error.remedy,
+            ) from error
         product = left.values[:, :, None] * right.values[:, None, :]
         return KroneckerBlock(left, right, product, decay)
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor, of which no more than two are held."""
+    return reduce(torch.add, tensors)
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
@@ -459,10 +520,15 @@ def sum_of_squares(
         blocks: with their bases.
         label: of the progress bar.
     """
+
+    def work(by_slope: list[list[Factors]]) -> list[Tensor]:
+        pairs = zip(blocks, zip(*by_slope, strict=True), strict=True)
+        return [squares(block, factors) for block, factors in pairs]
+
     totals = [torch.zeros_like(block.values, dtype=torch.float64) for block in blocks]
-    for _, by_slope in run(positions, label):
-        for total, block, factors in zip(totals, blocks, zip(*by_slope, strict=True), strict=True):
-            total += squares(block, factors)
+    for _, found in run.over(positions, label, work):
+        for total, part in zip(totals, found, strict=True):
+            total += part
     return totals
 
 

@@ -107,16 +107,20 @@ class Structure:
         rest: parameters whose gradients are taken example by example.
         folded: the bias of each weight that is a column of its block.
         axes: where the uses of a parameter have their examples; of those that are not `rest`.
+        autocast: narrower type of the model's products; None for its own.
     """
 
     blocks: tuple[Block, ...]
     rest: Layout
     folded: Mapping[str, str]
     axes: Mapping[str, Axis]
+    autocast: torch.dtype | None = None
 
     def watch(self, problem: Problem, inputs: Tree, count: int) -> "Watched":
         """Calls the model on B = `count` inputs and keeps what gradients need."""
-        watch, outputs = _run(problem, inputs, count, axes=self.axes)
+        is_narrow = self.autocast is not None
+        with torch.autocast(problem.device.type, self.autocast, enabled=is_narrow):
+            watch, outputs = _run(problem, inputs, count, axes=self.axes)
         return Watched(self, problem, inputs, outputs, tuple(watch.uses))
 
     def apart(self, biases: Collection[str]) -> "Structure":
@@ -186,6 +190,10 @@ class Watched:
         Raises:
             NotDeterministic: the model overwrites what it did not overwrite when it was first seen.
         """
+        scale = None
+        if self.structure.autocast is not None:  # small gradients would be zeros in half precision
+            scale = slopes.abs().amax(1).clamp_min(torch.finfo(slopes.dtype).tiny)
+            slopes = slopes / scale[:, None]
         grads = _backward(self.outputs, self.uses, slopes, is_last=is_last)
         if any(use.is_overwritten for use in self.uses):
             raise NotDeterministic(
@@ -197,12 +205,24 @@ class Watched:
         found: dict[str, list[Factors]] = {}
         for use, grad in zip(self.uses, grads, strict=True):
             if grad is not None:
-                _collect(found, use.pieces, grad, self.structure.folded, self.known)
+                _collect(
+                    found,
+                    use.pieces,
+                    grad.to(slopes),
+                    self.structure.folded,
+                    self.known,
+                    scale=scale,
+                )
         if self.structure.rest.size:
             rows = pull_back(self.problem, self.inputs, slopes, only=self.structure.rest)
             for name, part in self.structure.rest.split(rows).items():
                 found[name] = [single(part.reshape(len(part), -1))]
         return [_joined(block, found.get(block.names[0], ()), slopes) for block in self._blocks]
+
+    @property
+    def values(self) -> Tensor:
+        """(B, ...) the outputs as numbers in the type of the parameters."""
+        return self.outputs.detach().to(self.problem.parameters)
 
     @property
     def _blocks(self) -> tuple[Block, ...]:
@@ -240,6 +260,8 @@ def _collect(
     grad: Tensor,
     folded: Mapping[str, str],
     known: dict[int, Tensor],
+    *,
+    scale: Tensor | None = None,
 ) -> None:
     """Adds what one use says of each of its parameters.
 
@@ -249,9 +271,10 @@ def _collect(
         grad: of its output.
         folded: the bias that is a column of each weight.
         known: inputs with that column, by piece: the same tensors for every set of slopes.
+        scale: (B,) how many times the gradients of each example are as large; None for once.
     """
     for piece in pieces:
-        left, right = piece.factors(grad)
+        left, right = _factors(piece, grad, scale)
         if piece.weight in folded:
             if piece.kind != "product" or id(piece) not in known:
                 column = torch.ones if piece.bias else torch.zeros
@@ -262,6 +285,18 @@ def _collect(
             rows = dense(left, right).sum(2).flatten(1)
             found.setdefault(piece.bias, []).append(single(rows))
         found.setdefault(piece.weight, []).append((left, right))
+
+
+def _factors(piece: Piece, grad: Tensor, scale: Tensor | None) -> Factors:
+    """Those of a piece, in the type of the gradient and times the scale of each example."""
+    left, right = piece.factors(grad)
+    left = left if isinstance(left, OneHot) else left.to(grad)
+    right = right.to(grad)
+    if scale is None:
+        return left, right
+    if isinstance(left, OneHot) or piece.kind != "product":
+        return left, right * scale[:, None, None, None]
+    return left * scale[:, None, None, None], right
 
 
 def _joined(block: Block, parts: Sequence[Factors], like: Tensor) -> Factors:

@@ -16,8 +16,12 @@ is the mean squared error of a score where coordinates are independent. Terms ar
 root of it is below a tolerance of that of the scores.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from shutil import disk_usage
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -37,11 +41,11 @@ from whence.calculus.layers import Block, Structure, dense
 from whence.calculus.products import penalty_gradient
 from whence.calculus.watching import Factors, OneHot
 from whence.core.batches import Batch, slices
+from whence.core.pieces import in_pieces
 from whence.core.problem import Problem, Queries
+from whence.errors import BadArgument, TooLarge
+from whence.numerics.memory import in_words
 from whence.progress import track
-
-KEPT_BYTES = 512 * 2**20
-"""Memory that the factors of the training gradients may take, to be used again by later queries."""
 
 STACK_BYTES = 2**30
 """Memory of the solved gradients of the queries of one pass over the training data."""
@@ -64,28 +68,39 @@ class KeptBlock:
     Args:
         left: (N, rows) factors, or None.
         right: (N, columns) factors, or (N, size) whole gradients.
+        scale: (N,) what a gradient has been divided by, where the numbers kept are narrower than
+            those of the model: half precision has no small ones.
     """
 
     left: Tensor | None
     right: Tensor
+    scale: Tensor | None = None
 
-    def take(self, rows: Tensor) -> Factors:
-        """Those of some examples, as factors of one position; whole gradients as one row."""
-        right = self.right[_as_slice(rows)]
-        if self.left is None:
-            return right.new_ones(len(rows), 1, 1, 1), right[:, None, None]
-        return self.left[_as_slice(rows)][:, None, None], right[:, None, None]
+    def put(self, rows: Tensor, left: Tensor | None, right: Tensor) -> None:
+        """Fills in the factors (B, rows) and (B, columns) of some examples, or whole gradients."""
+        place = _as_slice(rows)
+        sides = [right] if left is None else [left, right]
+        if self.scale is not None:
+            sizes = [_size_of(side) for side in sides]
+            sides = [side / size[:, None] for side, size in zip(sides, sizes, strict=True)]
+            self.scale[place] = torch.stack(sizes).prod(0)
+        if self.left is not None:
+            self.left[place] = sides[0]
+        self.right[place] = sides[-1]
 
-    def total(self, weights: Tensor) -> Tensor:
-        """(size,) sum over examples of weight times gradient."""
-        if self.left is None:
-            return weights @ self.right
-        return (self.left.T @ (self.right * weights[:, None])).flatten()
+    def take(self, rows: Tensor, like: Tensor) -> Factors:
+        """Those of some examples, as factors of one position; whole gradients as one row.
 
-    def squares(self) -> Tensor:
-        """(N,) squared norms of the gradients."""
-        right = (self.right**2).sum(1)
-        return right if self.left is None else right * (self.left**2).sum(1)
+        Args:
+            rows: neighbouring positions.
+            like: a tensor of the type and on the device that is wanted.
+        """
+        place = _as_slice(rows)
+        right = self.right[place].to(like)
+        left = right.new_ones(len(rows), 1) if self.left is None else self.left[place].to(like)
+        if self.scale is not None:
+            left = left * self.scale[place, None].to(like)
+        return left[:, None, None], right[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -94,22 +109,50 @@ class Kept:
 
     Args:
         blocks: each of them.
+        is_on_disk: whether they are read from files.
     """
 
     blocks: tuple[KeptBlock, ...]
+    is_on_disk: bool = False
 
     def gradient(self, problem: Problem, structure: Structure) -> Tensor:
         """(P,) gradient of the objective, regulariser included."""
-        totals = [
-            kept.total(problem.weights).reshape(1, block.groups, block.rows, -1)
-            for kept, block in zip(self.blocks, structure.blocks, strict=True)
+        totals = [problem.parameters.new_zeros(block.size) for block in structure.blocks]
+        for rows in slices(len(problem), _READ_TOGETHER):
+            weights = problem.weights[rows.to(problem.device), None]
+            for total, kept in zip(totals, self.blocks, strict=True):
+                left, right = (side.flatten(1) for side in _plain(kept.take(rows, total)))
+                total += ((left * weights).T @ right).flatten()
+        matrices = [
+            total.reshape(1, block.groups, block.rows, -1)
+            for total, block in zip(totals, structure.blocks, strict=True)
         ]
-        return structure.scatter(problem, totals)[0] / len(problem) + penalty_gradient(problem)
+        return structure.scatter(problem, matrices)[0] / len(problem) + penalty_gradient(problem)
 
     def pull(self, problem: Problem) -> float:
         """Root mean square of |b_i grad loss_i| / N, over all examples."""
-        squares = torch.stack([kept.squares() for kept in self.blocks]).sum(0)
-        return float((squares * problem.weights**2).mean().sqrt()) / len(problem)
+        total = 0.0
+        for rows in slices(len(problem), _READ_TOGETHER):
+            weights = problem.weights[rows.to(problem.device)]
+            for kept in self.blocks:
+                left, right = _plain(kept.take(rows, problem.parameters))
+                squares = left.square().sum((1, 2, 3)) * right.square().sum((1, 2, 3))
+                total += float((squares * weights**2).sum())
+        return (total / len(problem)) ** 0.5 / len(problem)
+
+
+_READ_TOGETHER = 1024
+"""Kept gradients that are read and added up together."""
+
+
+def _plain(factors: Factors) -> tuple[Tensor, Tensor]:
+    return dense(*factors), factors[1]
+
+
+def _size_of(rows: Tensor) -> Tensor:
+    """(B,) the largest number of each row; one where all are zero."""
+    size = rows.abs().amax(1)
+    return size.where(size > 0, 1.0)
 
 
 def _as_slice(rows: Tensor) -> slice:
@@ -125,34 +168,92 @@ def kept_size(block: Block) -> int:
     return block.rows + block.columns if _is_factored(block) else block.size
 
 
-def keeper(problem: Problem, structure: Structure) -> tuple[Kept, Visit] | None:
+def query_numbers(block: Block) -> int:
+    """Numbers of one query's side of a block, and of what is made on its way."""
+    return kept_size(block) * (4 if _is_factored(block) else 2)
+
+
+def keeper(
+    problem: Problem,
+    structure: Structure,
+    room: int,
+    *,
+    folder: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Kept, Visit] | None:
     """Room for the training gradients of every block, and what fills it batch by batch.
 
+    Args:
+        problem: what was trained.
+        structure: the blocks of its model.
+        room: bytes of memory that they may take.
+        folder: where they go otherwise: files that are read through memory, without a name, so
+            that they vanish with the last use of them.
+        dtype: of the kept numbers, default that of the model.
+
     Returns:
-        None where they would take more than `KEPT_BYTES`.
+        None where they do not fit and there is no folder.
+
+    Raises:
+        TooLarge: the folder has not enough free space.
     """
-    count = len(problem)
-    numbers = sum(kept_size(block) for block in structure.blocks)
-    if count * numbers * problem.parameters.element_size() > KEPT_BYTES:
+    count, like = len(problem), problem.parameters.new_empty(0, dtype=dtype)
+    is_narrow = like.element_size() < problem.parameters.element_size()
+    numbers = count * sum(kept_size(block) for block in structure.blocks)
+    if numbers * like.element_size() <= room:
+        new = like.new_empty
+    elif folder is None:
         return None
-    kept = Kept(tuple(_empty(problem.parameters, count, block) for block in structure.blocks))
+    else:
+        _refuse_full(folder, numbers * like.element_size())
+        new = partial(_on_disk, folder, like.dtype)
+    blocks = [_empty(new, count, block) for block in structure.blocks]
+    if is_narrow:
+        scales = problem.parameters.new_empty(len(blocks), count)
+        blocks = [replace(block, scale=one) for block, one in zip(blocks, scales, strict=True)]
+    kept = Kept(tuple(blocks), is_on_disk=new != like.new_empty)
 
     def visit(batch: Batch, found: list[Factors]) -> None:
-        rows = _as_slice(batch.positions)
         for place, block, factors in zip(kept.blocks, structure.blocks, found, strict=True):
             if place.left is None:
-                place.right[rows] = whole(block, factors)
+                place.put(batch.positions, None, whole(block, factors))
             else:
-                place.left[rows] = dense(*factors).flatten(1)
-                place.right[rows] = factors[1].flatten(1)
+                left, right = _plain(factors)
+                place.put(batch.positions, left.flatten(1), right.flatten(1))
 
     return kept, visit
 
 
-def _empty(like: Tensor, count: int, block: Block) -> KeptBlock:
+def _empty(new: Callable[..., Tensor], count: int, block: Block) -> KeptBlock:
     if _is_factored(block):
-        return KeptBlock(like.new_empty(count, block.rows), like.new_empty(count, block.columns))
-    return KeptBlock(None, like.new_empty(count, block.size))
+        return KeptBlock(new(count, block.rows), new(count, block.columns))
+    return KeptBlock(None, new(count, block.size))
+
+
+def _on_disk(folder: str, dtype: torch.dtype, count: int, width: int) -> Tensor:
+    """(count, width) numbers in a file that has lost its name: it lives as long as the tensor."""
+    with TemporaryDirectory(dir=folder) as place:
+        file = str(Path(place) / "gradients")
+        return torch.from_file(file, shared=True, size=count * width, dtype=dtype).view(count, -1)
+
+
+def _refuse_full(folder: str, size: int) -> None:
+    try:
+        free = disk_usage(folder).free
+    except OSError as error:
+        raise BadArgument(
+            found=f"disk={folder!r} is no folder that can be used ({error}).",
+            why="Training gradients that do not fit in memory are to go there.",
+            remedy="Make the folder, or leave disk out: gradients are then made anew.",
+        ) from error
+    if size > free:
+        raise TooLarge(
+            found=f"The gradients of the training data take {in_words(size)} and {folder} has "
+            f"{in_words(free)} free.",
+            why="They do not fit in memory either.",
+            remedy="Give another folder, or leave disk out: gradients are then made anew for "
+            "every set of queries.",
+        )
 
 
 def whole(block: Block, factors: Factors) -> Tensor:
@@ -239,6 +340,7 @@ class Pairing:
         scale: s in s F + hess r + damping.
         kept: training gradients, or None to make them anew for every set of queries.
         tolerance: relative root mean square of scores that the factored way may leave out.
+        stack_bytes: memory of the solved gradients of the queries of one pass.
     """
 
     curvature: Kronecker
@@ -246,6 +348,7 @@ class Pairing:
     scale: float
     kept: Kept | None
     tolerance: float
+    stack_bytes: int = STACK_BYTES
 
     def scores(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
         """Products grad m_q^T H^-1 grad loss_i of all pairs.
@@ -262,10 +365,7 @@ class Pairing:
         facts: dict[str, Any] = {}
         for rows in slices(len(queries), self._together(len(queries))):
             sides = self.sides(queries, slopes, rows)
-            for positions, factors in self._training(len(rows)):
-                total = problem.parameters.new_zeros(len(rows), len(positions))
-                for side, block, part in zip(sides, self._blocks, factors, strict=True):
-                    side.add_to(total, block, part)
+            for positions, total in self._meet(sides, len(rows)):
                 values[rows[0] : rows[-1] + 1, positions.numpy()] = total.double().cpu().numpy()
             facts = _worst(facts, _facts(sides))
         return values, facts
@@ -276,48 +376,51 @@ class Pairing:
 
     def _together(self, queries: int) -> int:
         """Queries whose solved gradients fit the memory of one pass."""
-        times = {True: 4, False: 2}
-        numbers = sum(kept_size(b) * times[_is_factored(b)] for b in self._blocks)
+        numbers = sum(query_numbers(block) for block in self._blocks)
         size = numbers * self.curvature.problem.parameters.element_size()
-        return max(1, min(queries, STACK_BYTES // size))
+        return max(1, min(queries, self.stack_bytes // size))
 
-    def _training(self, queries: int) -> Iterator[tuple[Tensor, list[Factors]]]:
-        """Positions of training examples, with the factors of their gradients."""
+    def _meet(self, sides: Sequence["Side"], queries: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions of training examples, with their part (Q, B) of the scores."""
         problem, structure = self.curvature.problem, self.curvature.structure
-        count = len(problem)
+
+        def scores(factors: Sequence[Factors], count: int) -> Tensor:
+            total = problem.parameters.new_zeros(queries, count)
+            for side, block, part in zip(sides, self._blocks, factors, strict=True):
+                side.add_to(total, block, part)
+            return total
+
+        def anew(batch: Batch) -> Tensor:
+            watched = structure.watch(problem, batch.inputs, len(batch))
+            return scores(loss_factors(watched, batch), len(batch))
+
+        def kept(rows: Tensor) -> Tensor:
+            blocks, like = self.kept.blocks if self.kept else (), problem.parameters
+            return scores([block.take(rows, like) for block in blocks], len(rows))
+
         if self.kept is None:
-            size = batch_size(problem, structure)
-            batches = problem.batches(size)
-            for batch in track(batches, "Scoring training examples", total=-(-count // size)):
-                watched = structure.watch(problem, batch.inputs, len(batch))
-                yield batch.positions, loss_factors(watched, batch)
-            return
-        size = max(64, _TILE // queries)
-        pieces = slices(count, size)
-        for rows in track(pieces, "Scoring training examples", total=-(-count // size)):
-            yield rows, [block.take(rows) for block in self.kept.blocks]
+            size = batch_size(problem, structure, self.curvature.batch_bytes)
+            parts = problem.sweep(anew, size)
+        else:
+            size = max(64, _TILE // queries)
+            parts = in_pieces(torch.arange(len(problem)), size, kept)
+        yield from track(parts, "Scoring training examples", total=-(-len(problem) // size))
 
     def sides(self, queries: Queries, slopes: Tensor, rows: Tensor) -> list[Side]:
         """The side of every block that some of the queries, by their rows, make."""
         problem, structure = self.curvature.problem, self.curvature.structure
-        size = batch_size(problem, structure)
-        found: list[list[Factors | Tensor]] = [[] for _ in self._blocks]
-        reciprocals = [
-            part.weights(damping, self.scale)
-            for part, damping in zip(self.curvature.blocks, self.dampings, strict=True)
-        ]
-        for some in rows.split(size):
-            inputs = tree_map(lambda leaf, some=some: leaf[some.to(leaf.device)], queries.inputs)
+        parts = zip(self.curvature.blocks, self.dampings, strict=True)
+        reciprocals = [part.weights(damping, self.scale) for part, damping in parts]
+
+        def solved(some: Tensor) -> list[Factors | Tensor]:
+            inputs = tree_map(lambda leaf: leaf[some.to(leaf.device)], queries.inputs)
             watched = structure.watch(problem, inputs, len(some))
             factors = watched.factors(slopes[some.to(slopes.device)])
-            for into, block, part, curve, weight in zip(
-                found, self._blocks, factors, self.curvature.blocks, reciprocals, strict=True
-            ):
-                if _is_factored(block):
-                    into.append(part)
-                else:
-                    matrix = whole(block, part).unflatten(1, (block.groups, block.rows, -1))
-                    into.append(curve.back(curve.rotate(matrix) * weight).flatten(1))
+            each = zip(self._blocks, factors, self.curvature.blocks, reciprocals, strict=True)
+            return [_half_solved(*one) for one in each]
+
+        size = batch_size(problem, structure, self.curvature.batch_bytes)
+        found = zip(*(made for _, made in in_pieces(rows, size, solved)), strict=True)
         return [
             _side(block, curve, weight, parts=parts, tolerance=self.tolerance)
             for block, curve, weight, parts in zip(
@@ -328,6 +431,16 @@ class Pairing:
 
 _TILE = 2**21
 """Scores of kept gradients that are made together: they should stay in the cache."""
+
+
+def _half_solved(
+    block: Block, factors: Factors, curve: KroneckerBlock, weight: Tensor
+) -> Factors | Tensor:
+    """(B, size) solved gradients of a block, or their factors as they are where those are used."""
+    if _is_factored(block):
+        return factors
+    matrix = whole(block, factors).unflatten(1, (block.groups, block.rows, -1))
+    return curve.back(curve.rotate(matrix) * weight).flatten(1)
 
 
 def _side(

@@ -35,9 +35,14 @@ def objective_gradient(problem: Problem) -> Tensor:
     """(P,) gradient of R at the problem's parameters: zero at an optimum."""
     total = torch.zeros_like(problem.parameters)
     with torch.no_grad():
-        for batch in problem.batches():
-            total += grad(lambda theta, b=batch: _weighted(problem, theta, b))(problem.parameters)
+        for _, part in problem.sweep(lambda batch: _data_gradient(problem, batch)):
+            total += part
         return total / len(problem) + penalty_gradient(problem)
+
+
+def _data_gradient(problem: Problem, batch: Batch) -> Tensor:
+    """(P,) sum over a batch of b_i grad loss_i."""
+    return grad(lambda theta: _weighted(problem, theta, batch))(problem.parameters)
 
 
 def penalty_gradient(problem: Problem) -> Tensor:
@@ -65,9 +70,13 @@ def example_pull(problem: Problem) -> float:
     removal of one example is concerned. Estimated from at most 256 examples.
     """
     order = torch.randperm(len(problem), generator=torch.Generator().manual_seed(0))
-    batch = problem.batch(order[: max(8, min(256, 2**24 // problem.size))])
-    rows = gradients(problem, batch) * batch.weights[:, None]
-    return float((rows**2).sum(1).mean().sqrt()) / len(problem)
+    few = order[: max(8, min(256, 2**24 // problem.size))]
+
+    def squares(batch: Batch) -> Tensor:
+        return (gradients(problem, batch) * batch.weights[:, None]).square().sum(1)
+
+    found = torch.cat([part for _, part in problem.sweep(squares, len(few), positions=few)])
+    return float(found.mean().sqrt()) / len(problem)
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,11 @@ class CurvatureMatrix:
         size = self.batch_size or problem.batch_size(stack=self._stack(len(vectors)))
         product = hessian_product if self.kind == "hessian" else _ggn_product
         total = torch.zeros_like(vectors)
-        for batch in problem.batches(size, positions=self.positions):
-            total += product(problem, vectors, batch)
+        parts = problem.sweep(
+            lambda batch: product(problem, vectors, batch), size, positions=self.positions
+        )
+        for _, part in parts:
+            total += part
         return total.mul_(self.data_scale / count) + self.penalty_product(vectors)
 
     def _stack(self, vectors: int) -> int:

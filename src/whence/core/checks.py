@@ -44,7 +44,8 @@ def check_problem(problem: "Problem") -> dict[str, Any]:
         outputs = call(problem, few.inputs, "training examples")
         _check_targets(problem, few, outputs)
         _check_per_example(problem, few)
-        total = sum(_total_loss(problem, batch, outputs) for batch in problem.batches())
+        parts = problem.sweep(lambda batch: _total_loss(problem, batch, outputs))
+        total = sum(part for _, part in parts)
     return {"examples": len(problem), "mean_loss": total / len(problem)}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -29,12 +29,15 @@ from whence.core.measurements import (
     make_measurement,
     predicted_targets,
 )
+from whence.core.pieces import in_pieces
 from whence.core.regularizers import Regularizer
 from whence.core.scores import Measurement
 from whence.core.training import Retrained, Trainer
 from whence.errors import BadData, CannotRetrain
 from whence.numerics.vectors import Layout
 from whence.store import fingerprint
+
+T = TypeVar("T")
 
 Forward = Callable[[nn.Module, Any], Tensor]
 """How the model is called on a batch of inputs: `forward(model, inputs) -> outputs`."""
@@ -193,6 +196,24 @@ class Problem:
         count = len(self) if positions is None else len(positions)
         for rows in slices(count, size or self.batch_size()):
             yield self.batch(rows if positions is None else positions[rows])
+
+    def sweep(
+        self,
+        work: Callable[[Batch], T],
+        size: int | None = None,
+        *,
+        positions: Tensor | None = None,
+    ) -> Iterator[tuple[Tensor, T]]:
+        """What some work gives for each batch, with the batch's positions, in order.
+
+        Args:
+            work: is done again on halves of a batch for which there was not enough memory, so it
+                must leave nothing behind where it fails.
+            size: examples a batch; by default as many as fit the working memory.
+            positions: rows to be visited, default all.
+        """
+        rows = torch.arange(len(self)) if positions is None else positions
+        return in_pieces(rows, size or self.batch_size(), lambda piece: work(self.batch(piece)))
 
     def batch(self, positions: Tensor) -> Batch:
         """The training examples at these positions, on the model's device and in its dtype."""

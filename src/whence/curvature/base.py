@@ -11,14 +11,15 @@ from torch import Tensor
 
 from whence.calculus.fisher import Fisher, FisherName
 from whence.calculus.kronecker import Kronecker, Plan, Visit, fit_kronecker
-from whence.calculus.layers import Structure
-from whence.calculus.pairing import Kept, Pairing, keeper
+from whence.calculus.layers import Structure, structure_of
+from whence.calculus.pairing import STACK_BYTES, Kept, Pairing, keeper
 from whence.calculus.products import (
     CurvatureMatrix,
     decay_diagonal,
     example_pull,
     objective_gradient,
 )
+from whence.calculus.rooms import make_room
 from whence.core.batches import Batch
 from whence.core.problem import Problem, Queries
 from whence.errors import BadArgument, NegativeCurvature, Unsupported
@@ -226,6 +227,7 @@ class KroneckerIHVP(IHVP):
         kept: training gradients in factors; None to make them anew for every set of queries.
         tolerance: relative root mean square of scores that may be left out for speed.
         facts: what the fit has chosen and measured.
+        stack_bytes: memory of the solved gradients of the queries of one pass.
     """
 
     kronecker: Kronecker
@@ -234,6 +236,7 @@ class KroneckerIHVP(IHVP):
     kept: Kept | None
     tolerance: float
     facts: Mapping[str, Any]
+    stack_bytes: int = STACK_BYTES
 
     @property
     def report(self) -> Mapping[str, Any]:
@@ -270,7 +273,14 @@ class KroneckerIHVP(IHVP):
 
     def pair(self, queries: Queries, slopes: Tensor) -> tuple[np.ndarray, dict[str, Any]]:
         """Scores from the factors of the gradients; see `whence.calculus.pairing`."""
-        pairing = Pairing(self.kronecker, self.dampings, self.data_scale, self.kept, self.tolerance)
+        pairing = Pairing(
+            self.kronecker,
+            self.dampings,
+            self.data_scale,
+            self.kept,
+            self.tolerance,
+            self.stack_bytes,
+        )
         return pairing.scores(queries, slopes)
 
 
@@ -278,54 +288,107 @@ FEW_SLOPES = 20_000
 """Up to so many outputs of all examples the Fisher information is expected, not sampled."""
 
 
-def make_plan(
-    problem: Problem,
-    fisher: FisherName | Literal["auto"],
-    accuracy: float,
-    *,
-    seed: int,
-    is_corrected: bool,
-) -> Plan:
-    """How the moments of the layers are taken; "auto" decides about the Fisher information."""
-    kind: FisherName = fisher if fisher != "auto" else "sampled"
-    if fisher == "auto" and len(problem) * problem.output_size <= FEW_SLOPES:
-        kind = "expected"
-    return Plan(Fisher(kind, seed), accuracy, is_corrected)
+def make_fisher(problem: Problem, kind: FisherName | Literal["auto"], seed: int) -> Fisher:
+    """The Fisher information of this name; "auto" is expected where that is cheap."""
+    if kind != "auto":
+        return Fisher(kind, seed)
+    is_cheap = len(problem) * problem.output_size <= FEW_SLOPES
+    return Fisher("expected" if is_cheap else "sampled", seed)
+
+
+Precision = Literal["full", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """How layers are looked at, for curvatures that are made of them.
+
+    Args:
+        damping: added to every eigenvalue; "auto" is a tenth of the mean eigenvalue over all
+            parameters.
+        fisher: "expected" over all classes, "sampled" by random signs, "empirical" from the labels;
+            "auto" is expected where N times the outputs of an example is at most 20,000.
+        accuracy: relative standard error of the second moments at which no more training examples
+            are looked at; 0 looks at all of them.
+        tolerance: relative root mean square of the scores that may be left out for speed.
+        seed: of signs, and of the order in which examples are looked at.
+        memory: bytes that fit and scores may take beside model, data and the table of scores;
+            "auto" is half of what the machine has free, and less where more is of no use.
+        disk: a folder for training gradients that do not fit in memory; without one they are made
+            anew for every set of queries.
+        precision: "full" is that of the model; "bfloat16" and "float16" let the model multiply
+            under autocast and keep training gradients in two bytes a number. Sums, eigenvectors
+            and scores stay as wide as the model.
+    """
+
+    damping: float | Literal["auto"] = "auto"
+    fisher: FisherName | Literal["auto"] = "auto"
+    accuracy: float = 0.1
+    tolerance: float = 0.05
+    seed: int = 0
+    memory: int | Literal["auto"] = "auto"
+    disk: str | None = None
+    precision: Precision = "full"
+
+    def check(self) -> None:
+        """Refuses options outside their range.
+
+        Raises:
+            BadArgument: naming them.
+        """
+        is_damped = self.damping == "auto" or 0 <= self.damping < float("inf")
+        if not is_damped or not self.accuracy >= 0 or not 0 <= self.tolerance < 1:
+            raise BadArgument(
+                found=f"damping={self.damping!r}, accuracy={self.accuracy!r}, "
+                f"tolerance={self.tolerance!r}.",
+                why="Damping is added to eigenvalues; accuracy and tolerance are relative errors.",
+                remedy='Give a damping of zero or more or "auto", an accuracy of zero or more, and '
+                "a tolerance from 0 to 1.",
+            )
+        if self.precision not in ("full", "bfloat16", "float16"):
+            raise BadArgument(
+                found=f"precision={self.precision!r}.",
+                why='The choices are "full", "bfloat16" and "float16".',
+                remedy="Give one of them, or leave precision out.",
+            )
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The narrower type; None for that of the model."""
+        return None if self.precision == "full" else getattr(torch, self.precision)
+
+    def plan(self, problem: Problem, *, is_corrected: bool) -> Plan:
+        """How the moments of the layers are taken."""
+        fisher = make_fisher(problem, self.fisher, self.seed)
+        return Plan(fisher, self.accuracy, is_corrected, self.dtype)
 
 
 def fit_layers(
     problem: Problem,
-    plan: Plan,
+    options: LayerOptions,
     *,
     name: str,
-    damping: float | Literal["auto"],
-    data_scale: float,
-    tolerance: float,
+    is_corrected: bool = True,
+    data_scale: float = 1.0,
     keeps: bool = True,
 ) -> KroneckerIHVP:
     """Kronecker-factored layers with their damping and the training gradients that can be kept.
 
     Args:
         problem: what was trained.
-        plan: how the moments are taken.
+        options: how it is looked at.
         name: of the curvature, for its report.
-        damping: a number, or "auto" for a tenth of the mean eigenvalue.
+        is_corrected: whether eigenvalues are measured (EK-FAC) or products (K-FAC).
         data_scale: s in s F + hess r.
-        tolerance: relative root mean square of scores that may be left out.
         keeps: whether training gradients are kept where they are small.
 
     Raises:
-        BadArgument: a negative damping, accuracy or tolerance.
+        BadArgument: an option outside its range.
+        TooLarge: the memory that is allowed, or free, is not enough for anything.
         Unsupported: a loss without Fisher information, or a regulariser that is not diagonal.
     """
-    is_damped = damping == "auto" or 0 <= damping < float("inf")
-    if not is_damped or not plan.accuracy >= 0 or not 0 <= tolerance < 1:
-        raise BadArgument(
-            found=f"damping={damping!r}, accuracy={plan.accuracy!r}, tolerance={tolerance!r}.",
-            why="Damping is added to eigenvalues; accuracy and tolerance are relative errors.",
-            remedy='Give a damping of zero or more or "auto", an accuracy of zero or more, and a '
-            "tolerance from 0 to 1.",
-        )
+    options.check()
+    plan = options.plan(problem, is_corrected=is_corrected)
     plan.fisher.check(problem)
     decay = decay_diagonal(problem)
     if decay is None:
@@ -334,18 +397,25 @@ def fit_layers(
             why="A layer adds one number to its eigenvalues.",
             remedy='Use a weight decay, or curvature="cg".',
         )
-    room: list[Kept] = []
+    room = make_room(problem, structure_of(problem), options.memory, folder=options.disk)
+    made: list[Kept] = []
 
     def keeps_gradients(structure: Structure) -> Visit | None:
-        found = keeper(problem, structure) if keeps else None
-        if found is None:
+        if not keeps:
             return None
-        room.append(found[0])
-        return found[1]
+        found = keeper(problem, structure, room.kept, folder=room.folder, dtype=options.dtype)
+        made.extend(found[:1] if found else ())
+        return found[1] if found else None
 
-    kronecker = fit_kronecker(problem, plan, decay.to(problem.parameters), keeps=keeps_gradients)
+    kronecker = fit_kronecker(
+        problem,
+        plan,
+        decay.to(problem.parameters),
+        keeps=keeps_gradients,
+        batch_bytes=room.batch,
+    )
     mean = kronecker.mean()
-    chosen = AUTO_DAMPING * mean if damping == "auto" else float(damping)
+    chosen = AUTO_DAMPING * mean if options.damping == "auto" else float(options.damping)
     report = {
         "curvature": name,
         "matrix": "ggn",
@@ -355,11 +425,26 @@ def fit_layers(
         "smallest_eigenvalue": kronecker.smallest(),
         "largest_eigenvalue": kronecker.largest(),
         "null_directions": kronecker.null_count(chosen, data_scale),
+        "precision": options.precision,
+        **({"training_gradients": _where(made)} if keeps else {}),
         **kronecker.facts,
     }
-    kept = room[0] if room else None
-    dampings = (chosen,) * len(kronecker.blocks)
-    return KroneckerIHVP(kronecker, dampings, data_scale, kept, tolerance, report)
+    return KroneckerIHVP(
+        kronecker,
+        (chosen,) * len(kronecker.blocks),
+        data_scale,
+        made[0] if made else None,
+        options.tolerance,
+        report,
+        room.stack,
+    )
+
+
+def _where(made: list[Kept]) -> str:
+    """Where training gradients are kept."""
+    if not made:
+        return "made anew"
+    return "on disk" if made[0].is_on_disk else "in memory"
 
 
 class Curvature(ABC):

@@ -20,7 +20,7 @@ from whence.curvature.base import (
     Curvature,
     Solution,
     largest_residual,
-    make_plan,
+    make_fisher,
 )
 from whence.errors import BadArgument, NegativeCurvature, NonFinite
 
@@ -112,7 +112,7 @@ class Diagonal(Curvature):
                 why="Damping is added to every entry; a negative one can make it zero.",
                 remedy='Give a damping of zero or more, or "auto".',
             )
-        fisher = make_plan(problem, self.fisher, 0.0, seed=self.seed, is_corrected=True).fisher
+        fisher = make_fisher(problem, self.fisher, self.seed)
         fisher.check_kind()
         return fisher
 

@@ -1,11 +1,11 @@
 """Eigenvalue-corrected Kronecker factors, layer by layer."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from whence.calculus.fisher import FisherName
 from whence.core.problem import Problem
-from whence.curvature.base import Curvature, KroneckerIHVP, fit_layers, make_plan
+from whence.curvature.base import Curvature, KroneckerIHVP, LayerOptions, Precision, fit_layers
 
 
 @dataclass(frozen=True)
@@ -17,25 +17,17 @@ class EKFAC(Curvature):
     U_L, U_R are the eigenvectors of the second moments of output gradients and inputs of a layer
     (`whence.calculus.kronecker`), G its gradients under the Fisher information, which for the
     losses of whence is the Gauss-Newton matrix. All parameters are covered: scales, biases and
-    parameters outside layers have exact blocks up to 512 numbers, and the diagonal above.
-
-    Args:
-        damping: added to every eigenvalue; "auto" is a tenth of the mean eigenvalue over all
-            parameters.
-        fisher: "expected" over all classes, "sampled" by random signs, "empirical" from the labels;
-            "auto" is expected where N times the outputs of an example is at most 20,000.
-        accuracy: relative standard error of the second moments at which no more training examples
-            are looked at; 0 looks at all of them.
-        tolerance: relative root mean square of the scores that may be left out for speed.
-        seed: of signs, and of the order in which examples are looked at.
+    parameters outside layers have exact blocks up to 512 numbers, and the diagonal above. Options
+    are those of `LayerOptions`.
 
     Raises:
         BadArgument: on fitting, an option outside its range.
+        TooLarge: on fitting, the memory that is allowed is not enough for one example.
         Unsupported: on fitting, a loss whose Fisher information cannot be found.
 
     Cost: two forward and backward passes over the examples that are looked at; rows^3 + columns^3
     for each layer; one pass over all examples. Layers that see one position per example keep
-    4 (rows + columns) bytes of it.
+    4 (rows + columns) bytes of it, half of that with a narrower precision.
 
     Source: George et al. 2018 (arXiv:1806.03884); Grosse et al. 2023 (arXiv:2308.03296) for
     influence.
@@ -46,15 +38,11 @@ class EKFAC(Curvature):
     accuracy: float = 0.1
     tolerance: float = 0.05
     seed: int = 0
+    memory: int | Literal["auto"] = "auto"
+    disk: str | None = None
+    precision: Precision = "full"
 
     def fit(self, problem: Problem, *, data_scale: float = 1.0) -> KroneckerIHVP:
         """Looks at the layers, and keeps the training gradients where they are small."""
-        plan = make_plan(problem, self.fisher, self.accuracy, seed=self.seed, is_corrected=True)
-        return fit_layers(
-            problem,
-            plan,
-            name="ekfac",
-            damping=self.damping,
-            data_scale=data_scale,
-            tolerance=self.tolerance,
-        )
+        options = LayerOptions(**asdict(self))
+        return fit_layers(problem, options, name="ekfac", data_scale=data_scale)

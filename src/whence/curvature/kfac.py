@@ -1,11 +1,11 @@
 """Kronecker factors, layer by layer."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from whence.calculus.fisher import FisherName
 from whence.core.problem import Problem
-from whence.curvature.base import Curvature, KroneckerIHVP, fit_layers, make_plan
+from whence.curvature.base import Curvature, KroneckerIHVP, LayerOptions, Precision, fit_layers
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,8 @@ class KFAC(Curvature):
         F ~ E[sum_t l_t l_t^T] x E[r_t r_t^T],        l = output gradient, r = input of a layer
 
     As `EKFAC` without its correction of the eigenvalues, which saves one of two passes. Damping is
-    added to the eigenvalues of the product, not to the factors.
-
-    Args:
-        damping: added to every eigenvalue; "auto" is a tenth of the mean eigenvalue.
-        fisher: "expected", "sampled", "empirical" or "auto"; see `EKFAC`.
-        accuracy: relative standard error of the second moments; see `EKFAC`.
-        tolerance: of the scores; see `EKFAC`.
-        seed: of signs, and of the order in which examples are looked at.
+    added to the eigenvalues of the product, not to the factors. Options are those of
+    `LayerOptions`.
 
     Raises:
         BadArgument: on fitting, an option outside its range.
@@ -36,15 +30,11 @@ class KFAC(Curvature):
     accuracy: float = 0.1
     tolerance: float = 0.05
     seed: int = 0
+    memory: int | Literal["auto"] = "auto"
+    disk: str | None = None
+    precision: Precision = "full"
 
     def fit(self, problem: Problem, *, data_scale: float = 1.0) -> KroneckerIHVP:
         """Looks at the layers, and keeps the training gradients where they are small."""
-        plan = make_plan(problem, self.fisher, self.accuracy, seed=self.seed, is_corrected=False)
-        return fit_layers(
-            problem,
-            plan,
-            name="kfac",
-            damping=self.damping,
-            data_scale=data_scale,
-            tolerance=self.tolerance,
-        )
+        options = LayerOptions(**asdict(self))
+        return fit_layers(problem, options, name="kfac", is_corrected=False, data_scale=data_scale)

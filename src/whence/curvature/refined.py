@@ -13,9 +13,9 @@ from whence.curvature.base import (
     IHVP,
     Curvature,
     KroneckerIHVP,
+    LayerOptions,
     Solution,
     fit_layers,
-    make_plan,
 )
 from whence.errors import BadArgument
 from whence.numerics.linalg import Product, block_cg
@@ -65,16 +65,8 @@ class Refined(Curvature):
                 remedy="Give a tolerance between 0 and 1, such as 1e-3, and max_steps of at least "
                 "one.",
             )
-        plan = make_plan(problem, self.fisher, self.accuracy, seed=self.seed, is_corrected=True)
-        inner = fit_layers(
-            problem,
-            plan,
-            name="ekfac",
-            damping=self.damping,
-            data_scale=data_scale,
-            tolerance=0.0,
-            keeps=False,
-        )
+        options = LayerOptions(self.damping, self.fisher, self.accuracy, seed=self.seed)
+        inner = fit_layers(problem, options, name="ekfac", data_scale=data_scale, keeps=False)
         facts = {
             **inner.report,
             "curvature": "refined",

@@ -197,7 +197,8 @@ def stream(
 
     Args:
         problem: whose data is streamed.
-        rows: effects (Q, B) of the examples of a batch.
+        rows: effects (Q, B) of the examples of a batch; asked again for the halves of one that
+            does not fit the memory.
         queries: Q.
         size: examples a batch; never changes the result beyond rounding.
 
@@ -206,8 +207,9 @@ def stream(
     """
     values = np.empty((queries, len(problem)))
     steps = -(-len(problem) // size)
-    for batch in track(problem.batches(size), "Scoring training examples", total=steps):
-        values[:, batch.positions.numpy()] = rows(batch).detach().cpu().numpy()
+    parts = problem.sweep(lambda batch: rows(batch).detach(), size)
+    for positions, found in track(parts, "Scoring training examples", total=steps):
+        values[:, positions.numpy()] = found.cpu().numpy()
     return values
 
 

@@ -14,7 +14,7 @@ from whence.calculus.products import decay_diagonal
 from whence.calculus.segments import Segment, make_segment
 from whence.core.problem import Problem
 from whence.core.scores import Scores
-from whence.curvature.base import make_plan
+from whence.curvature.base import make_fisher
 from whence.errors import BadArgument, Unsupported
 from whence.methods.base import Fitted, MeasurementLike, Method, first_order, make_scores
 
@@ -83,7 +83,7 @@ class Source(Method):
         return FittedSource(problem, report, stretches)
 
     def _segment(self, problem: Problem, seen: Sequence[Checkpoint]) -> Segment:
-        fisher = make_plan(problem, self.fisher, 0.0, seed=self.seed, is_corrected=True).fisher
+        fisher = make_fisher(problem, self.fisher, self.seed)
         fisher.check(problem)
         decay = decay_diagonal(problem)
         if decay is None:

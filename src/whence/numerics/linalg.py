@@ -169,23 +169,32 @@ def eigenbasis(moments: Tensor) -> tuple[Tensor, Tensor]:
             remedy="Look for overflow in the model; use float32 instead of half precision.",
         )
     wide = moments.double() if moments.shape[-1] <= _WIDE else moments
-    try:
-        values, vectors = torch.linalg.eigh(wide)
-    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+    found = _eigh(wide)
+    if found is None:
         # Clusters of eigenvalues near zero can stop the iteration: a shift below rounding frees it.
         wide = moments.double()
         shift = torch.finfo(wide.dtype).eps * wide.diagonal(dim1=-2, dim2=-1).mean(-1)
         identity = torch.eye(wide.shape[-1], dtype=wide.dtype, device=wide.device)
-        try:
-            values, vectors = torch.linalg.eigh(wide + shift[..., None, None] * identity)
-        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-            raise NumericsError(
-                found=f"The eigenvalues of a {wide.shape[-1]} x {wide.shape[-1]} second moment did "
-                f"not converge ({error}).",
-                why="The layer's basis is made of its eigenvectors.",
-                remedy='Use curvature="diagonal" or "cg", which need none.',
-            ) from error
+        found = _eigh(wide + shift[..., None, None] * identity)
+    if found is None:
+        raise NumericsError(
+            found=f"The eigenvalues of a {wide.shape[-1]} x {wide.shape[-1]} second moment did not "
+            "converge, in float64 either.",
+            why="The layer's basis is made of its eigenvectors.",
+            remedy='Use curvature="diagonal" or "cg", which need none.',
+        )
+    values, vectors = found
     return values.clamp_min(0), vectors
+
+
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Eigenvalues and eigenvectors; None where they do not converge or are no numbers."""
+    try:
+        values, vectors = torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        return None
+    is_finite = bool(values.isfinite().all()) and bool(vectors.isfinite().all())
+    return (values, vectors) if is_finite else None
 
 
 def _check_symmetry(matrix: Tensor, eps: float) -> None:

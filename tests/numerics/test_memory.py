@@ -1,0 +1,43 @@
+"""Free memory is what the kernel or a container says, whichever is less."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from whence.numerics import memory
+from whence.numerics.memory import free_bytes, in_words
+
+
+def test_memory_that_is_taken_is_no_longer_free():
+    """256 MiB, against what others on the machine may take or give back meanwhile."""
+    before = free_bytes()
+    if before == memory._UNLIMITED:
+        pytest.skip("nothing is known of memory here")
+    taken = torch.ones(2**26)
+    assert free_bytes() < before - 2**27
+    assert len(taken) == 2**26
+
+
+def test_the_kernel_says_what_is_available(tmp_path: Path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:    7 kB\n")
+    assert memory._available(tmp_path / "meminfo") == 7 * 1024
+    assert memory._available(tmp_path / "nothing") == memory._UNLIMITED
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"), [("1000", 1000 - 900 + 300), ("max", memory._UNLIMITED), ("100", 0)]
+)
+def test_a_container_leaves_what_is_below_its_limit(limit, free, tmp_path: Path):
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 600\nfile 300\nfile_mapped 10\n")
+    assert memory._left_by_container(tmp_path) == free
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(12, "12 bytes"), (1500, "2 kB"), (3e7, "30 MB"), (1.54e9, "1.5 GB"), (2e12, "2000.0 GB")],
+)
+def test_sizes_are_told_in_a_unit_that_fits(size, words):
+    assert in_words(size) == words
