@@ -614,3 +614,20 @@ def test_a_loss_that_nobody_expected_is_warned_about():
 def test_a_share_outside_its_range_is_refused(share):
     with pytest.raises(BadArgument, match="compress"):
         Influence("cg", compress=share).fit(ALL["mlp"]().problem)
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_a_group_leaves_a_model_without_a_regulariser(renormalize):
+    """Least squares: one Newton step is the refit."""
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((30, 3)), random.standard_normal(30)
+    queries = random.standard_normal((2, 3))
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    whole = np.linalg.lstsq(x, y, rcond=None)[0]
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(whole[None]))
+    problem = make_problem(model, (x, y), loss="mse", renormalize=renormalize)
+    response = Influence(Exact()).fit(problem).respond(removal(np.array([1, 5, 6])), queries)
+    rest = np.delete(np.arange(30), [1, 5, 6])
+    refit = np.linalg.lstsq(x[rest], y[rest], rcond=None)[0]
+    assert_allclose(response.values, queries @ (refit - whole), rtol=1e-8)
