@@ -27,11 +27,12 @@ from whence.calculus.products import penalty_gradient
 from whence.calculus.removal import Removal
 from whence.core.batches import Batch
 from whence.core.changes import Change
+from whence.core.pieces import noticing
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement, Scores
 from whence.curvature import IHVP, Curvature, Solution, make_curvature
-from whence.curvature.base import KroneckerIHVP, fit_layers, make_plan
-from whence.errors import BadArgument, NegativeCurvature, NotConverged, Unsupported
+from whence.curvature.base import KroneckerIHVP, LayerOptions, fit_layers
+from whence.errors import BadArgument, NegativeCurvature, NotConverged, TooLarge, Unsupported
 from whence.methods.base import (
     Fitted,
     MeasurementLike,
@@ -42,6 +43,7 @@ from whence.methods.base import (
     stream,
 )
 from whence.numerics.compression import Compression, compress, left_out
+from whence.numerics.memory import free_bytes, in_words
 
 NEWTON_OPERATIONS = 3e12
 """`removal="auto"` stays with first order where the leverage of all examples takes more than so
@@ -53,8 +55,8 @@ FAR_FROM_OPTIMUM = 1.0
 NEWTON_OUTPUTS = 100
 """The Newton form solves a C x C system per example; above this C it is not offered."""
 
-_PREVIEW_ACCURACY = 0.1
-"""Relative standard error of the moments of the layers by which queries are compressed."""
+_STACKS = 2
+"""Gradients of the queries and their solutions: the least that is held at a time."""
 
 _FAR_OFF = 5.0
 """A loss above so many times what was asked for is warned about; at 2.2 the estimate is met."""
@@ -120,8 +122,9 @@ class Influence(Method):
         is_newton = self.takes_newton(problem, curvature)
         count = len(problem)
         scale = count / (count - 1) if is_newton and problem.renormalize else 1.0
-        ihvp = curvature.fit(problem, data_scale=scale)
-        gradient, pull = ihvp.optimum(problem)
+        with noticing() as notes:
+            ihvp = curvature.fit(problem, data_scale=scale)
+            gradient, pull = ihvp.optimum(problem)
         norm = float(gradient.norm())
         report = {
             "method": "influence",
@@ -130,7 +133,7 @@ class Influence(Method):
             "gradient_norm": norm,
             "example_pull": pull,
             **ihvp.report,
-            "warnings": [*ihvp.report.get("warnings", ()), *_not_at_optimum(norm, pull)],
+            "warnings": [*ihvp.report.get("warnings", ()), *_not_at_optimum(norm, pull), *notes],
             "fit_seconds": time.monotonic() - started,
         }
         responds_by_newton = self.takes_newton_for_changes(curvature)
@@ -248,24 +251,37 @@ class FittedInfluence(Fitted):
         asked = problem.queries(queries)
         measured = problem.measurement(measurement)
         baseline, slopes = measurement_slopes(problem, measured, asked)
-        pairs = self.ihvp.pair(asked, slopes) if self._is_bilinear else None
-        if pairs is not None:
-            return self._of_pairs(asked, measured, baseline, pairs=pairs, started=started)
-        if self.change == "finite":
-            directions = jacobians(problem, asked)
-        else:
-            directions = pull_back(problem, asked.inputs, slopes)[:, None]
-        refuse_infinite(directions, measured, asked)
-        values, facts = self._of_solutions(asked, measured, directions)
+        with noticing() as notes:
+            values, facts = self._effects(asked, measured, slopes)
         return make_scores(
             problem,
             asked,
             measured,
             values=values,
             baseline=baseline,
-            report=merge_reports(self.report, facts),
+            report=merge_reports(self.report, facts, {"warnings": notes}),
             started=started,
         )
+
+    def _effects(
+        self, asked: Queries, measured: Measurement, slopes: Tensor
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """(Q, N) effects and what there is to report, by a short cut of the curvature if it can."""
+        problem = self.problem
+        pairs = self.ihvp.pair(asked, slopes) if self._is_bilinear else None
+        if pairs is not None:
+            effects = pairs[0] * (problem.weights.double().cpu().numpy() / len(problem))
+            if problem.renormalize:  # examples pull as far as they differ from the mean
+                effects -= effects.mean(1, keepdims=True)
+            return effects, pairs[1]
+        outputs = problem.output_size if self.change == "finite" else 1
+        _refuse_too_large(problem, len(asked), outputs)
+        if self.change == "finite":
+            directions = jacobians(problem, asked)
+        else:
+            directions = pull_back(problem, asked.inputs, slopes)[:, None]
+        refuse_infinite(directions, measured, asked)
+        return self._of_solutions(asked, measured, directions)
 
     def _of_solutions(
         self, asked: Queries, measured: Measurement, directions: Tensor
@@ -319,30 +335,6 @@ class FittedInfluence(Fitted):
     def _is_bilinear(self) -> bool:
         """Whether effects are gradients of queries times solved gradients, and no more."""
         return not self.is_newton and self.change == "linear" and self.correction is None
-
-    def _of_pairs(
-        self,
-        asked: Queries,
-        measured: Measurement,
-        baseline: Tensor,
-        *,
-        pairs: tuple[np.ndarray, dict[str, Any]],
-        started: float,
-    ) -> Scores:
-        """Effects from the products that the curvature's own short cut has found."""
-        problem, (products, facts) = self.problem, pairs
-        effects = products * (problem.weights.double().cpu().numpy() / len(problem))
-        if problem.renormalize:  # examples pull as far as they differ from the mean
-            effects -= effects.mean(1, keepdims=True)
-        return make_scores(
-            problem,
-            asked,
-            measured,
-            values=effects,
-            baseline=baseline,
-            report=merge_reports(self.report, facts),
-            started=started,
-        )
 
     def self_influence(self) -> np.ndarray:
         """Effect of removing each training example on its own loss.
@@ -551,6 +543,24 @@ def _evaluate(problem: Problem, measured: Measurement, asked: Queries, moved: Te
         return (values - function(before, asked.targets)).T
 
 
+def _refuse_too_large(problem: Problem, queries: int, outputs: int) -> None:
+    """Refuses more right-hand sides than the machine has memory for.
+
+    Raises:
+        TooLarge: they and their solutions take more than what is free.
+    """
+    each = _STACKS * outputs * problem.size * problem.parameters.element_size()
+    free = free_bytes(problem.device)
+    if queries * each > free:
+        raise TooLarge(
+            found=f"{queries} queries need {in_words(queries * each)} for the gradients of "
+            f"{problem.size:,} parameters and their solutions; {in_words(free)} are free.",
+            why="All queries are solved for together.",
+            remedy=f"Ask {max(1, int(free // each))} queries at a time, or use curvature='ekfac', "
+            "which goes through them in parts.",
+        )
+
+
 def _not_at_optimum(norm: float, pull: float) -> list[str]:
     if norm <= FAR_FROM_OPTIMUM * pull:
         return []
@@ -576,11 +586,8 @@ def _preview(problem: Problem, ihvp: IHVP) -> KroneckerIHVP:
     """The curvature layer by layer: part of the fit, or EK-FAC with the same damping."""
     if ihvp.layers is not None:
         return ihvp.layers
-    plan = make_plan(problem, "auto", _PREVIEW_ACCURACY, seed=0, is_corrected=True)
-    damping = float(ihvp.report.get("damping", 0.0))
-    return fit_layers(
-        problem, plan, name="ekfac", damping=damping, data_scale=1.0, tolerance=0.0, keeps=False
-    )
+    options = LayerOptions(damping=float(ihvp.report.get("damping", 0.0)))
+    return fit_layers(problem, options, name="ekfac", keeps=False)
 
 
 def _compression_report(
