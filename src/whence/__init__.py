@@ -48,10 +48,11 @@ if TYPE_CHECKING:
     from whence.methods.tracin import TracIn
     from whence.report import write_report, write_sections
     from whence.sections import Section
+    from whence.uses.ablation import RemovalCurve, removal_curve
     from whence.uses.comparison import Comparison, Views, compare
     from whence.uses.components import Components, components
     from whence.uses.damping import DampingScan, scan_damping
-    from whence.uses.flipping import Flip, smallest_flip
+    from whence.uses.flipping import Brittleness, Flip, brittleness, smallest_flip
     from whence.uses.method_comparison import MethodComparison, compare_methods
     from whence.uses.mislabels import Mislabels, find_mislabels
     from whence.uses.mismatch import Mismatch, find_mismatch
@@ -113,6 +114,10 @@ _HOMES = {
     "Views": "whence.uses.comparison",
     "compare": "whence.uses.comparison",
     "Comparison": "whence.uses.comparison",
+    "removal_curve": "whence.uses.ablation",
+    "RemovalCurve": "whence.uses.ablation",
+    "brittleness": "whence.uses.flipping",
+    "Brittleness": "whence.uses.flipping",
     "smallest_flip": "whence.uses.flipping",
     "Flip": "whence.uses.flipping",
     "compare_methods": "whence.uses.method_comparison",
@@ -146,6 +151,7 @@ __all__ = [
     "Adam",
     "Arnoldi",
     "Attack",
+    "Brittleness",
     "CallableTraining",
     "Comparison",
     "Components",
@@ -173,6 +179,7 @@ __all__ = [
     "Preflight",
     "Problem",
     "Refined",
+    "RemovalCurve",
     "Schools",
     "Scores",
     "Section",
@@ -185,6 +192,7 @@ __all__ = [
     "Views",
     "WhenceError",
     "__version__",
+    "brittleness",
     "compare",
     "compare_methods",
     "components",
@@ -200,6 +208,7 @@ __all__ = [
     "poison",
     "preflight",
     "relabel",
+    "removal_curve",
     "remove",
     "replace",
     "revise",

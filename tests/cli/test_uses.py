@@ -15,10 +15,11 @@ from whence.cli.references import load_object, load_problem
 from whence.core.problem import Queries
 from whence.report import render
 from whence.store import Run
+from whence.uses.ablation import removal_curve
 from whence.uses.comparison import compare
 from whence.uses.components import components
 from whence.uses.damping import scan_damping
-from whence.uses.flipping import smallest_flip
+from whence.uses.flipping import brittleness, smallest_flip
 from whence.uses.method_comparison import compare_methods
 from whence.uses.mislabels import find_mislabels
 from whence.uses.mismatch import find_mismatch
@@ -49,6 +50,14 @@ USES: dict[str, tuple[str, Callable[..., object]]] = {
     "flip": (
         "--query train.py:queries --position 1 --predict-only",
         lambda p, q: smallest_flip(p, second_of(p, q), retrain=False),
+    ),
+    "brittleness": (
+        "--query train.py:queries --predict-only",
+        lambda p, q: brittleness(p, q, retrain=False),
+    ),
+    "removal-curve": (
+        "--query train.py:queries --position 1 --k 2 --k 6",
+        lambda p, q: removal_curve(p, whence.explain(p, second_of(p, q)), ks=(2, 6)),
     ),
     "perturb": (
         "--query train.py:queries --example 3",

@@ -21,12 +21,14 @@ from oracles import Logistic, Softmax, Squared
 from problems import Case
 from whence import uses
 from whence.core.problem import Problem
+from whence.explanation import explain
 from whence.sections import Section
+from whence.uses.ablation import removal_curve
 from whence.uses.base import Result
 from whence.uses.comparison import compare
 from whence.uses.components import components
 from whence.uses.damping import scan_damping
-from whence.uses.flipping import smallest_flip
+from whence.uses.flipping import brittleness, smallest_flip
 from whence.uses.method_comparison import compare_methods
 from whence.uses.mislabels import find_mislabels
 from whence.uses.mismatch import find_mismatch
@@ -71,6 +73,10 @@ def problem_alone(case: Case) -> tuple[object, ...]:
 
 def one_query(case: Case) -> tuple[object, ...]:
     return case.problem, (case.queries[0][:1], case.queries[1][:1])
+
+
+def explained(case: Case) -> tuple[object, ...]:
+    return case.problem, explain(case.problem, case.queries)
 
 
 def answered_queries(case: Case) -> tuple[object, ...]:
@@ -159,6 +165,14 @@ USES: dict[str, Use] = {
     "remove": Use(remove, three_classes, {"group": [3, 7, 11]}),
     "remove, retrained": Use(remove, two_classes, {"group": [3, 7], "retrain": True}),
     "replace": Use(replace, three_classes, {"example": 3, "with_": NEW}),
+    "brittleness": Use(brittleness, two_classes, {"retrain": False}),
+    "removal_curve": Use(
+        removal_curve,
+        three_classes,
+        {"ks": (1, 3, 8)},
+        arguments=explained,
+        tolerance=1e-6,  # retraining stops at a gradient of 1e-10 of one example's pull
+    ),
     "smallest_flip": Use(smallest_flip, two_classes, arguments=one_query),
     "smallest_flip, predicted": Use(
         smallest_flip, two_classes, {"retrain": False}, arguments=one_query

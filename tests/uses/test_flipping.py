@@ -12,7 +12,7 @@ from problems import Case
 from whence.calculus.retraining import NewtonTraining
 from whence.core.problem import Problem
 from whence.errors import BadArgument, CannotRetrain, Unsupported
-from whence.uses.flipping import Flip, smallest_flip
+from whence.uses.flipping import Brittleness, Flip, brittleness, smallest_flip
 
 
 def nearest(case: Case, place: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,3 +163,47 @@ def test_a_set_is_the_same_when_it_is_asked_for_again():
     case = problems.multinomial()
     first, second = (smallest_flip(case.problem, nearest(case, 1)) for _ in range(2))
     assert np.array_equal(first.train_ids, second.train_ids)
+
+
+# --------------------------------------------------------------------- many predictions
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[Case, Brittleness]:
+    case = problems.multinomial()
+    return case, brittleness(case.problem, case.queries)
+
+
+def test_every_prediction_gets_the_set_that_it_gets_alone(many):
+    case, found = many
+    assert len(found.flips) == len(case.queries[1])
+    alone = smallest_flip(case.problem, (case.queries[0][1:2], case.queries[1][1:2]))
+    assert found.flips[1].train_ids.tolist() == alone.train_ids.tolist()
+    assert [one.query for one in found.flips] == case.problem.queries(case.queries).ids.tolist()
+
+
+def test_the_size_for_a_share_suffices_for_that_share_and_no_smaller_one_does(many):
+    _, found = many
+    for share in (0.2, 0.5, 1.0):
+        size = found.size_for(share)
+        flipped = [(found.sizes <= limit).mean() for limit in (size, size - 1)]
+        assert flipped[0] >= share > flipped[1]
+
+
+def test_predictions_without_a_set_count_as_not_flipped():
+    case = problems.multinomial()
+    found = brittleness(case.problem, case.queries, most=2)
+    unflipped = np.isnan(found.sizes)
+    assert unflipped.any()
+    assert found.size_for(1.0) is None
+    assert found.to_json()["sizes"].count(None) == unflipped.sum()
+    assert json.dumps(found.to_json(), allow_nan=False)
+    lines, table = found.section().blocks
+    assert lines.series["predictions"]["y"][-1] == pytest.approx((~unflipped).mean())
+    assert [row[-1] is None for row in table.rows] == unflipped.tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, -1.0])
+def test_a_share_is_a_part_of_the_predictions(many, share):
+    with pytest.raises(BadArgument, match="share"):
+        many[1].size_for(share)

@@ -138,6 +138,51 @@ def flip(
 
 
 @use(
+    "whence brittleness train.py:problem --query queries.npz",
+    heading=HEADING,
+)
+@query_option
+@click.option("--most", type=int, help="Examples that may be removed; by default half of them.")
+@click.option(
+    "--predict-only", is_flag=True, help="Train nothing again: a prediction that nobody checked."
+)
+@click.option("--seed", type=int, help="Of the trainings.")
+@method_option
+def brittleness(asked: Asked, most: int | None, predict_only: bool, seed: int | None) -> "Result":
+    """How few training examples hold each prediction."""
+    from whence.uses.flipping import brittleness
+
+    options = given(most=most, seed=seed, retrain=False if predict_only else None)
+    return brittleness(asked.problem, asked.queries, **options, **asked.options)
+
+
+@use(
+    "whence removal-curve train.py:problem --query queries.npz --position 0",
+    heading=HEADING,
+)
+@query_option
+@position_option
+@click.option("--k", "ks", type=int, multiple=True, help="Leave out so many; repeat it.")
+@click.option("--seeds", type=int, help="How often each set is trained, with other seeds.")
+@click.option("--seed", type=int, help="Of the random examples, and the first one of trainings.")
+@measurement_option
+@method_option
+def removal_curve(
+    asked: Asked, position: int | None, ks: tuple[int, ...], **options: Any
+) -> "Result":
+    """What is left of a prediction without its strongest examples.
+
+    Trains again without them, and without as many random ones.
+    """
+    from whence.explanation import explain
+    from whence.uses.ablation import removal_curve
+
+    query = one_query(asked.queries, position, asked.problem)
+    scores = explain(asked.problem, query, **asked.options)
+    return removal_curve(asked.problem, scores, ks=ks or None, **given(**options))
+
+
+@use(
     "whence perturb train.py:problem --query queries.npz --example 7",
     heading=HEADING,
 )
@@ -191,4 +236,14 @@ def poison(asked: Asked, examples: int | None, group: str | None, **options: Any
     )
 
 
-COMMANDS = (remove, upweight, relabel, replace, flip, perturb, poison)
+COMMANDS = (
+    remove,
+    upweight,
+    relabel,
+    replace,
+    flip,
+    brittleness,
+    removal_curve,
+    perturb,
+    poison,
+)

@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from whence.core.changes import removal
 from whence.core.measurements import contrast, predicted_targets
@@ -28,7 +29,7 @@ from whence.errors import BadArgument, Unsupported
 from whence.explanation import MethodLike
 from whence.methods import Fitted
 from whence.progress import track
-from whence.sections import Block, Gallery, Json, Section, Table
+from whence.sections import Block, Gallery, Json, Lines, Section, Table
 from whence.uses.base import Result, fit_to_respond
 from whence.verification import Bench, choose_training
 
@@ -165,6 +166,13 @@ class Flip(Result):
         return self.new_answer != self.answer if self.is_checked else None
 
     @property
+    def is_found(self) -> bool:
+        """Whether the set flips the prediction, after retraining or, without one, as predicted."""
+        if self.is_checked:
+            return bool(self.flipped)
+        return self.predicted_sizes["predicted"] is not None
+
+    @property
     def size(self) -> int:
         """M, how many training examples are in the set."""
         return len(self.train_ids)
@@ -236,6 +244,132 @@ class Flip(Result):
             ],
             "sentence": self.sentence,
         }
+
+
+# --------------------------------------------------------------------- many predictions
+
+
+def brittleness(
+    problem: Problem,
+    queries: object,
+    *,
+    most: int | None = None,
+    retrain: bool | Trainer | Callable[..., object] = True,
+    method: MethodLike = "auto",
+    seed: int = 0,
+) -> "Brittleness":
+    """How few training examples hold each of several predictions.
+
+    Args:
+        problem: what was trained; a classifier.
+        queries: in the form of the training data.
+        most: examples that may be removed for one query, default half of the training data.
+        retrain: as for `smallest_flip`, which is asked about every query.
+        method: ranks the examples; as in `explain`.
+        seed: of the trainings.
+
+    Returns:
+        The smallest set found for each query.
+
+    Raises:
+        WhenceError: what `smallest_flip` refuses.
+    """
+    asked = problem.queries(queries)
+    options: Any = {"most": most, "retrain": retrain, "method": method, "seed": seed}
+    rows = track(range(len(asked)), "Looking for the sets that hold predictions")
+    flips = [smallest_flip(problem, _only(asked, row), **options) for row in rows]
+    return Brittleness(tuple(flips))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Brittleness(Result):
+    """The smallest set found for each of several predictions.
+
+    Args:
+        flips: one for each query, in order.
+    """
+
+    flips: tuple[Flip, ...]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(Q,) examples whose removal flips each prediction; NaN where no set was found."""
+        return np.array([one.size if one.is_found else np.nan for one in self.flips], dtype=float)
+
+    def size_for(self, share: float = 0.5) -> int | None:
+        """The smallest number of examples that suffices for this share of the predictions.
+
+        Args:
+            share: above 0, up to 1.
+
+        Returns:
+            None where no sets were found for so many predictions.
+
+        Raises:
+            BadArgument: a share outside (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise BadArgument(
+                found=f"share={share!r}.",
+                why="It is a part of the predictions.",
+                remedy="Give a number above 0, and at most 1.",
+            )
+        found = np.sort(self.sizes)  # NaN last
+        size = found[int(np.ceil(share * len(found))) - 1]
+        return None if np.isnan(size) else int(size)
+
+    def section(self) -> Section:
+        """How many predictions flip by how many examples, and each query."""
+        columns = ("query", "model says", "flips to", "training examples left out")
+        rows = [
+            (str(one.query), one.answer, one.new_answer, one.size if one.is_found else None)
+            for one in self.flips
+        ]
+        found = np.sort(self.sizes[np.isfinite(self.sizes)])
+        share = np.arange(len(found) + 1) / len(self.flips)
+        curve = {"x": [0.0, *found.tolist()], "y": share.tolist()}
+        caption = "Sets found for each prediction; smaller ones may exist."
+        blocks: list[Block] = [
+            Lines({"predictions": curve}, "training examples left out", "share flipped", caption),
+            Table(columns, rows, "One row a prediction."),
+        ]
+        title = f"How few training examples hold {len(self.flips)} predictions"
+        return Section("brittleness", title, self._sentence(), blocks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The sizes, and every search."""
+        sizes = [None if np.isnan(size) else int(size) for size in self.sizes]
+        return {
+            "sizes": sizes,
+            "half": self.size_for(0.5),
+            "flips": [one.to_json() for one in self.flips],
+            "sentence": self._sentence(),
+        }
+
+    def _sentence(self) -> str:
+        half, examples = self.size_for(0.5), self.flips[0].examples
+        checked = "trained again" if self.flips[0].is_checked else "as predicted"
+        found = [one for one in self.flips if one.is_found]
+        if not found:
+            return f"No set was found that flips any of {len(self.flips)} predictions."
+        weakest = min(found, key=lambda one: one.size)
+        words = f"The most fragile of {len(self.flips)} predictions, query {weakest.query}, flips "
+        words += f"without {weakest.size:,} of {examples:,} training examples ({checked})"
+        if half is None:
+            return f"{words}; for {len(self.flips) - len(found)} of them no set was found."
+        return f"{words}; for half of them at most {half:,} suffice."
+
+
+def _only(asked: Queries, row: int) -> Queries:
+    """One query of several, under its own id."""
+    one = slice(row, row + 1)
+    return replace(
+        asked,
+        inputs=tree_map(lambda leaf: leaf[one], asked.inputs),
+        targets=asked.targets[one],
+        ids=asked.ids[one],
+        displays=asked.displays[one],
+    )
 
 
 # ------------------------------------------------------------------------ the search

@@ -107,7 +107,7 @@ def verify(
     else:
         removals = single_examples(problem, choose_examples(scores, rows, examples, seed=seed))
     how = _choose(problem, scores, target, len(removals), options)
-    bench = _prepare(problem, scores, rows, how, options)
+    bench = bench_of(problem, scores, rows, training=how, measurement=options.get("measurement"))
     return Verification(scores, measure_truth(bench, removals, target, seeds=seeds, seed=seed))
 
 
@@ -131,12 +131,28 @@ def verify_some(problem: Problem, scores: Scores, count: int) -> Verification:
     return verify(problem, scores, examples=count)
 
 
-def _prepare(
-    problem: Problem, scores: Scores, rows: Array, how: Trainer, options: Options
+def bench_of(
+    problem: Problem,
+    scores: Scores,
+    rows: Array,
+    *,
+    training: Trainer,
+    measurement: MeasurementFunction | Measurement | None = None,
 ) -> Bench:
-    """Everything that is needed to train and to measure, checked."""
-    measured = _find_measurement(problem, scores, options.get("measurement"))
-    bench = Bench(problem, how, measured, _ask(problem, scores, rows))
+    """Trains again, and measures the queries that scores speak of.
+
+    Args:
+        problem: the one that the scores came from.
+        scores: from `explain`.
+        rows: (Q,) positions of the queries.
+        training: how to train again.
+        measurement: where the scores have lost theirs in a file.
+
+    Raises:
+        BadArgument: the scores do not hold their queries, or measure something else.
+    """
+    measured = _find_measurement(problem, scores, measurement)
+    bench = Bench(problem, training, measured, _ask(problem, scores, rows))
     _check_baseline(bench, scores.baseline[rows])
     return bench
 

@@ -246,22 +246,19 @@ class Verification:
         return words + (f", each under {seeds} seeds" if seeds > 1 else "")
 
     def _agreement(self) -> str:
-        is_scaled = self.prediction.is_calibrated
+        is_scaled, count = self.prediction.is_calibrated, len(self.query_ids)
+        slope = f", slope {self.slope:.2f}" if is_scaled else ""
         if self.is_over_subsets:
-            words = f"the linear datamodeling score is {_ranged(self.lds, self.lds_interval)}"
-            words += f", correlation {_number(self.pearson)}" if is_scaled else ""
-        else:
-            value, ends = (
-                (self.pearson, self.interval)
-                if is_scaled
-                else (self.spearman, self.spearman_interval)
-            )
-            verb = "correlate" if is_scaled else "agree in rank"
-            words = f"predicted and actual effects {verb} at {_ranged(value, ends)}"
-        words += f", slope {self.slope:.2f}" if is_scaled else ""
-        count = len(self.query_ids)
-        over = "mean" if self.is_over_subsets else "median"
-        return words + (f", in the {over} of {count} queries" if count > 1 else "")
+            mean = f", mean of {count} queries" if count > 1 else ""
+            words = f"the linear datamodeling score is {_ranged(self.lds, self.lds_interval)}{mean}"
+            median = f", correlation {_number(self.pearson)}" if is_scaled else ""
+            return words + median + slope
+        value, ends = (
+            (self.pearson, self.interval) if is_scaled else (self.spearman, self.spearman_interval)
+        )
+        verb = "correlate" if is_scaled else "agree in rank"
+        median = f", in the median of {count} queries" if count > 1 else ""
+        return f"predicted and actual effects {verb} at {_ranged(value, ends)}{slope}{median}"
 
     @cached_property
     def scores(self) -> Scores:
