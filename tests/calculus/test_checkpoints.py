@@ -8,9 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 import problems
+from whence.calculus.bulk import run
 from whence.calculus.checkpoints import checkpoints, given_checkpoints, pace
 from whence.calculus.optimizers import SGD, Adam, Optimizer
-from whence.calculus.bulk import run
 from whence.calculus.training import Course, Training
 from whence.core.problem import Problem
 from whence.core.training import CallableTraining

@@ -32,7 +32,7 @@ def segment_of(problem: Problem, reach: float) -> Segment:
     decay = decay_diagonal(problem).to(problem.parameters)
     shifted = problem.at(problem.parameters + 0.3)
     reaches = [torch.full_like(problem.parameters, reach)] * 2
-    return make_segment([problem, shifted], reaches, EXPECTED, decay)
+    return make_segment([problem, shifted], reaches, EXPECTED, decay=decay)
 
 
 @pytest.mark.parametrize("name", ["mlp_untrained", "conv", "tied"])
@@ -91,5 +91,5 @@ def test_learning_rates_of_a_layer_are_averaged():
     named["0.bias"] = torch.full((5,), 2.0)
     reach = problem.layout.join(named).double()
     decay = decay_diagonal(problem).to(problem.parameters)
-    segment = make_segment([problem], [reach], EXPECTED, decay)
+    segment = make_segment([problem], [reach], EXPECTED, decay=decay)
     assert sorted(segment.times) == pytest.approx([1.0, 2.0])

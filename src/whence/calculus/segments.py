@@ -71,7 +71,7 @@ _TINY = 1e-30
 
 
 def make_segment(
-    problems: Sequence[Problem], reaches: Sequence[Tensor], fisher: Fisher, decay: Tensor
+    problems: Sequence[Problem], reaches: Sequence[Tensor], fisher: Fisher, *, decay: Tensor
 ) -> Segment:
     """A stretch of training seen at some checkpoints.
 

@@ -94,7 +94,7 @@ class Source(Method):
             )
         problems = [problem.at(place.parameters) for place in seen]
         reaches = [place.reach for place in seen]
-        return make_segment(problems, reaches, fisher, decay.to(problem.parameters))
+        return make_segment(problems, reaches, fisher, decay=decay.to(problem.parameters))
 
 
 @dataclass(frozen=True, eq=False)
