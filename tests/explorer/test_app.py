@@ -9,10 +9,15 @@ import pytest
 
 import whence
 from explored import HEADER, LABELS, PICTURES, client_of, proponents, until_done
+from whence.errors import BadArgument
 from whence.explorer.app import VIEWS
 from whence.explorer.catalog import Catalog
 from whence.explorer.guard import POLICY
 from whence.explorer.views import Session
+from whence.numerics import stats
+from whence.report import tell
+from whence.report.album import make_album
+from whence.report.runs import save_run
 
 PAGES = ["/", "/queries/3", "/queries/3/distances", "/examples/7", "/verification", "/findings"]
 
@@ -122,6 +127,17 @@ def test_all_opponents_of_a_query_are_one_change(ask, session):
     assert told["answer"]["queries"][5]["predicted"] > 0
 
 
+def test_a_check_by_retraining_becomes_the_verdict_of_the_run(ask, client, session, problem):
+    told = ask(kind="verification", examples=9)
+    expected = whence.verify(problem, session.catalog.scores, examples=9)
+    assert told["answer"]["examples"] == 9
+    assert told["answer"]["pearson"] == pytest.approx(expected.pearson)
+    trust = client.get("/api/verification").json()
+    assert trust["verification"]["examples"] == 9
+    assert trust["trust"]["sentence"] == told["answer"]["sentence"]
+    assert client.get(told["href"]).text.count("svg") >= 1
+
+
 def test_parts_of_an_example_are_shown_as_a_section(ask, client):
     told = ask(kind="pixels", query=3, example=7)
     assert told["answer"]["section"]["kind"] == "perturb"
@@ -142,6 +158,8 @@ def test_parts_of_an_example_are_shown_as_a_section(ask, client):
         {"kind": "change", "side_of": ["others", 1]},
         {"kind": "pixels", "query": 3, "example": None},
         {"kind": "schools", "query": 99},
+        {"kind": "verification", "examples": 0},
+        {"kind": "verification", "examples": "many"},
         {"kind": "os.system"},
         {"kind": ["change"]},
         {},
@@ -219,6 +237,32 @@ def test_a_saved_run_without_its_problem_shows_all_but_what_needs_the_model(fold
     assert "--problem" in refused.json()["error"]["remedy"]
     assert alone.post("/api/review", json={"position": 1, "action": "drop"}).status_code == 200
     assert alone.get("/export/decisions.json").json()[0]["action"] == "drop"
+
+
+def test_two_runs_of_the_same_queries_are_compared(folder, problem, tmp_path):
+    queries = (PICTURES[100:112], LABELS[100:112])
+    scores = whence.explain(problem, queries, method="identity")
+    other = tmp_path / "plain"
+    album = make_album(problem, scores)
+    save_run(other, scores, tell(problem, scores), album=album, problem=None)
+    both = Session.open(Catalog.open(folder), None, Catalog.open(other))
+    told = client_of(both, **HEADER).get("/api/queries/3/comparison?top=4").json()
+    first, second = both.catalog.scores.values[3], scores.values[3]
+    assert [run["name"] for run in told["runs"]] == ["why", "plain"]
+    assert told["spearman"] == pytest.approx(stats.spearman(first, second))
+    assert told["shared"] == len({*proponents(first, 4)} & {*proponents(second, 4)})
+    page = client_of(both, **HEADER).get("/queries/3/comparison").text
+    assert "plain" in page
+    alone = client_of(Session.open(Catalog.open(folder), None), **HEADER)
+    assert alone.get("/queries/3/comparison").status_code == 400
+
+
+def test_runs_of_other_queries_are_not_compared(folder, problem, tmp_path):
+    scores = whence.explain(problem, (PICTURES[100:103], LABELS[100:103]))
+    album = make_album(problem, scores)
+    save_run(tmp_path / "few", scores, tell(problem, scores), album=album, problem=None)
+    with pytest.raises(BadArgument, match="other queries"):
+        Session.open(Catalog.open(folder), None, Catalog.open(tmp_path / "few"))
 
 
 def test_the_openapi_document_tells_of_every_address(client):

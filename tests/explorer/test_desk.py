@@ -31,10 +31,15 @@ def ended(question: Question) -> Question:
 def test_an_answer_is_there_for_the_next_server(tmp_path: Path):
     question = ended(Desk(tmp_path).ask("kind", {"x": [1]}, lambda: {"found": 3.5}))
     assert question.state == DONE
-    time.sleep(0.05)  # the state is seen before the file is written
     (kept,) = Desk(tmp_path).questions()
     assert (kept.id, kept.kind, kept.asked) == (question.id, "kind", {"x": [1]})
     assert (kept.state, kept.answer) == (DONE, {"found": 3.5})
+
+
+def test_answers_about_other_scores_are_left_alone(tmp_path: Path):
+    question = ended(Desk(tmp_path, "first").ask("kind", {}, lambda: {}))
+    assert Desk(tmp_path, "second").questions() == []
+    assert [one.id for one in Desk(tmp_path, "first").questions()] == [question.id]
 
 
 def test_one_question_waits_for_the_other_and_tells_how_far_it_is(tmp_path: Path):

@@ -46,6 +46,7 @@ class Question:
         id: letters and digits by which it is found.
         kind: what was asked.
         asked: with which words.
+        made_for: fingerprint of the scores that it is about.
         state: one of the states above.
         created: when it was asked, ISO 8601 in UTC.
         seconds: that the answer took.
@@ -56,6 +57,7 @@ class Question:
     id: str
     kind: str
     asked: Json
+    made_for: str = ""
     state: str = WAITING
     created: str = ""
     seconds: float | None = None
@@ -73,12 +75,16 @@ class Desk:
 
     Args:
         folder: of the answers; made when there is one.
+        made_for: fingerprint of the scores that are asked about; answers about others, which a run
+            that took the place of another may hold, are left alone.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, made_for: str = "") -> None:
         self.folder = folder
+        self.made_for = made_for
         self._lock = Lock()
-        self._questions = {question.id: question for question in _read_all(folder)}
+        earlier = [one for one in _read_all(folder) if one.made_for == made_for]
+        self._questions = {question.id: question for question in earlier}
         self._stops: dict[str, Event] = {}
         self._queue: Queue[tuple[Question, Callable[[], Json]]] = Queue()
         self._worker: Thread | None = None
@@ -104,7 +110,7 @@ class Desk:
             StoreError: the run folder cannot be written.
         """
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
-        question = Question(token_hex(5), kind, asked, created=created)
+        question = Question(token_hex(5), kind, asked, self.made_for, created=created)
         self._save(question)
         with self._lock:
             self._questions[question.id] = question
@@ -122,7 +128,7 @@ class Desk:
                 return
             question.state = CANCELLED
             self._stops[question.id].set()
-        self._save(question)
+            self._save(question)
 
     def _work(self) -> None:
         while True:
@@ -131,6 +137,8 @@ class Desk:
                 if question.state != WAITING:
                     continue
                 question.state = RUNNING
+                with suppress(StoreError):  # a full disk ends no answer
+                    self._save(question)
             self._answer(question, work)
 
     def _answer(self, question: Question, work: Callable[[], Json]) -> None:
@@ -142,8 +150,6 @@ class Desk:
             question.steps = {"label": label, "done": done, "total": total}
 
         started = time.monotonic()
-        with suppress(StoreError):  # a full disk: the answer is shown as long as the server runs
-            self._save(question)
         changes: Json
         try:
             with progress.watched(watch):
@@ -159,20 +165,21 @@ class Desk:
         self._finish(question, changes | {"seconds": time.monotonic() - started})
 
     def _finish(self, question: Question, changes: Json) -> None:
+        """Keeps an answer; who sees that it is there also finds it, here and on the disk."""
         with self._lock:
             if question.state != RUNNING:  # given up meanwhile
                 return
-            question.steps = None
             for name, value in changes.items():
                 if name != "state":
                     setattr(question, name, value)
-            question.state = changes["state"]  # last: who sees the state sees the answer
-        with suppress(StoreError):
-            self._save(question)
+            with suppress(StoreError):  # a full disk: it is shown as long as the server runs
+                self._save(question, changes["state"])
+            question.steps = None
+            question.state = changes["state"]
 
-    def _save(self, question: Question) -> None:
+    def _save(self, question: Question, state: str | None = None) -> None:
         told = {"format": FORMAT, "version": VERSION, **question.to_json(), "steps": None}
-        text = json_text(as_json(told, "a question"))
+        text = json_text(as_json(told | {"state": state or question.state}, "a question"))
         write_atomically(self.folder / f"{question.id}.json", text.encode("ascii"))
 
 

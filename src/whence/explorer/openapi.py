@@ -32,14 +32,15 @@ class Described(Protocol):
 
 _CHANGES: dict[str, tuple[str, Json]] = {
     "/api/questions": (
-        "Asks a question: a change of the data, suspects, pixels of an example, other schools.",
+        "Asks a question; its answer is found at the address that comes back.",
         {
-            "kind": {"enum": ["change", "suspects", "pixels", "schools"]},
+            "kind": {"enum": ["change", "verification", "suspects", "pixels", "schools"]},
             "remove": {"type": "array", "items": {"type": "integer"}},
             "relabel": {"type": "object", "additionalProperties": {"type": "string"}},
             "side_of": {"type": "array", "description": '["opponents", position of the query]'},
             "reviewed": {"type": "boolean", "description": "the change that was decided on"},
             "retrain": {"type": "boolean"},
+            "examples": {"type": "integer", "description": "retrainings of a verification"},
             "query": {"type": "integer"},
             "example": {"type": "integer"},
         },

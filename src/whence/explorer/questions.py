@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from whence.errors import BadArgument, unknown_name
+from whence.explorer.listing import whole
 from whence.explorer.live import Live
 from whence.report.texts import for_page
 
@@ -25,6 +26,10 @@ Work = Callable[[], Json]
 
 MOST_SUSPECTS = 2000
 """Suspects that are listed: more than anybody looks through at once."""
+
+
+EXAMPLES, MOST_EXAMPLES = 30, 500
+"""Training examples that a check leaves out, unless it is told how many."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,19 @@ def _suspect(live: Live, suspect: Any) -> Json:
     }
 
 
+def _verification(live: Live, body: Mapping[str, Any]) -> Prepared:
+    """{"examples": how many are left out, one at a time}."""
+    asked = {"examples": whole(body, "examples", EXAMPLES, least=2, most=MOST_EXAMPLES)}
+
+    def work() -> Json:
+        from whence.verification import verify
+
+        found = verify(live.problem, live.catalog.scores, examples=asked["examples"])
+        return for_page(found.to_json())
+
+    return Prepared("verification", asked, work)
+
+
 def _pixels(live: Live, body: Mapping[str, Any]) -> Prepared:
     """{"query": position, "example": column}."""
     asked = {"query": _query(live, body), "example": _columns(live, [body.get("example")])[0]}
@@ -192,6 +210,7 @@ def _schools(live: Live, body: Mapping[str, Any]) -> Prepared:
 
 _KINDS: dict[str, Callable[[Live, Mapping[str, Any]], Prepared]] = {
     "change": _change,
+    "verification": _verification,
     "suspects": _suspects,
     "pixels": _pixels,
     "schools": _schools,

@@ -18,6 +18,8 @@ from whence.explorer.listing import SORTS, Wanted, choices, whole
 from whence.explorer.live import READY, Live
 from whence.explorer.review import Review
 from whence.numerics import stats
+from whence.report.story import trust
+from whence.store import fingerprint as fingerprint_of
 
 Json = dict[str, Any]
 Parameters = Mapping[str, str]
@@ -66,12 +68,14 @@ class Session:
         """
         if other is not None:
             _check_alike(catalog, other)
-        fingerprint = catalog.scores.report.get("fingerprint") or {}
+        scores = catalog.scores
+        fingerprint = scores.report.get("fingerprint") or {}
+        made_for = fingerprint_of(dict(fingerprint), scores.query_ids, scores.train_ids)
         journal = catalog.run.journal
         return cls(
             catalog=catalog,
             live=Live(catalog, load),
-            desk=Desk(journal / "answers"),
+            desk=Desk(journal / "answers", made_for),
             review=Review(
                 journal / "decisions.jsonl", str(fingerprint.get("data")), catalog.album.answers
             ),
@@ -92,7 +96,7 @@ def run(session: Session, parameters: Parameters) -> Json:
         "problem": story["problem"],
         "measurement": catalog.measurement,
         "method": story["method"],
-        "trust": story["trust"],
+        "trust": checked(session)[1],
         "facts": story["facts"],
         "warnings": story["warnings"],
         "queries": len(catalog.rows),
@@ -199,8 +203,14 @@ def example(session: Session, parameters: Parameters) -> Json:
 def verification(session: Session, parameters: Parameters) -> Json:
     """What retraining said of the effects, and how the numbers were made."""
     del parameters
-    story = session.catalog.story
-    return {"verification": story["verification"], "trust": story["trust"]}
+    found, how_far = checked(session)
+    asked = [one for one in session.desk.questions() if one.kind == "verification"]
+    running = next((one for one in asked if one.state in OPEN), None)
+    return {
+        "verification": found,
+        "trust": how_far,
+        "question": None if running is None else _without_answer(running),
+    }
 
 
 def findings(session: Session, parameters: Parameters) -> Json:
@@ -295,6 +305,16 @@ def query_position(session: Session, parameters: Parameters) -> int:
     return _position(parameters, len(session.catalog.rows), "query")
 
 
+def checked(session: Session) -> tuple[Json | None, Json]:
+    """What retraining said, in the run or asked for since, and how far to believe the effects."""
+    story = session.catalog.story
+    asked = (q for q in session.desk.questions() if q.kind == "verification" and q.state == DONE)
+    latest = next(asked, None)
+    if latest is None or latest.answer is None:
+        return story["verification"], story["trust"]
+    return latest.answer, trust(latest.answer, is_calibrated=session.catalog.scores.is_calibrated)
+
+
 def latest_suspects(session: Session) -> Question | None:
     """The last question for suspects that has an answer, or is being answered."""
     asked = [one for one in session.desk.questions() if one.kind == "suspects"]
@@ -316,6 +336,8 @@ def words_of(session: Session, found: Question) -> str:
         return sentence[:1].upper() + sentence[1:]
     if found.kind == "suspects":
         return "Labels worth a second look"
+    if found.kind == "verification":
+        return f"Checked by leaving out {asked['examples']} training examples, one at a time"
     query_id = session.catalog.rows[asked["query"]].id
     if found.kind == "pixels":
         return f"What in training example {ids[asked['example']]} moves query {query_id}"
