@@ -102,6 +102,7 @@ def demo(out: Path, examples: int | None) -> Answer:
 @click.option(
     "--out", type=_path, metavar="FOLDER", help="Write a run folder with scores, story and report."
 )
+@click.option("--show", is_flag=True, help="Show pictures and bars in the terminal.")
 @quiet_option
 def explain(
     problem: str,
@@ -111,10 +112,11 @@ def explain(
     top: int | None,
     examples: int | None,
     out: Path | None,
+    show: bool,
 ) -> Answer:
     """Effect of removing each training example on each query."""
     import whence
-    from whence.cli import tables
+    from whence.cli import showing, tables
     from whence.cli.references import absolute, load_problem, load_queries
     from whence.report import tell
     from whence.report.album import make_album
@@ -130,7 +132,7 @@ def explain(
     if out is not None:
         album = make_album(trained, scores)
         save_run(out, scores, story, album=album, problem=absolute(problem))
-    return _explained(story, tables.explanation, out)
+    return _explained(story, showing.queries if show else tables.explanation, out)
 
 
 @main.command(

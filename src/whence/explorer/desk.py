@@ -34,8 +34,8 @@ MOST_BYTES = 32 * 2**20
 """An answer in a file larger than this is not read."""
 
 
-class _Stopped(Exception):
-    """Ends work that nobody waits for any more."""
+class _Stopped(BaseException):
+    """Ends work that nobody waits for any more; no `except Exception` on its way holds it up."""
 
 
 @dataclass
