@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from whence.uses.poisoning import Attack, Poisoning, poison
     from whence.uses.schools import Schools, other_schools
     from whence.uses.whatif import Outcome, relabel, remove, replace, revise, upweight
-    from whence.verification import Verification, verify
+    from whence.verification import Verification, fit_datamodels, verify
 
 _HOMES = {
     "make_problem": "whence.adapters",
@@ -78,6 +78,7 @@ _HOMES = {
     "Effect": "whence.core.scores",
     "Measurement": "whence.core.scores",
     "verify": "whence.verification",
+    "fit_datamodels": "whence.verification",
     "Verification": "whence.verification",
     "preflight": "whence.costs",
     "Preflight": "whence.costs",
@@ -201,6 +202,7 @@ __all__ = [
     "find_mislabels",
     "find_mismatch",
     "fit",
+    "fit_datamodels",
     "load_fit",
     "make_problem",
     "other_schools",

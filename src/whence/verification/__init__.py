@@ -3,6 +3,7 @@
 from whence.verification.bench import Bench, choose_training
 from whence.verification.changing import Retraining, retrain
 from whence.verification.checking import verify, verify_some
+from whence.verification.datamodels import fit_datamodels
 from whence.verification.result import Verification
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Retraining",
     "Verification",
     "choose_training",
+    "fit_datamodels",
     "retrain",
     "verify",
     "verify_some",
