@@ -249,8 +249,8 @@ def test_random_subsets_are_verified_and_the_page_says_so():
     story = Run.open(run).read_json("story.json")
     assert (story["verification"]["kind"], story["verification"]["examples"]) == ("subsets", 9)
     page = Run.open(run).path("report.html").read_text(encoding="utf-8")
-    assert "times, each without a random 0.25 of the training examples" in page
-    assert "Over 9 trainings on a random 75% of the data" in page
+    assert "times, each without a random 25 % of the training examples" in page
+    assert "Over 9 trainings on a random 75 % of the data" in page
     assert "without subset 3: predicted" in page
 
 

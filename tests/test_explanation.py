@@ -250,5 +250,5 @@ def test_a_network_with_a_recipe_is_verified_over_subsets_and_its_page_begins_wi
     assert (report["kind"], report["examples"], report["seeds"]) == ("subsets", 9, 2)
     page = write_report(problem, scores, tmp_path / "why.html").read_text(encoding="utf-8")
     assert page.index(report["sentence"][:40]) < page.index("<main")
-    assert "times, each without a random 0.5 of the training examples, under 2 seeds" in page
+    assert "times, each without a random 50 % of the training examples, under 2 seeds" in page
     assert "Not checked by retraining" not in page

@@ -100,13 +100,15 @@ def test_leave_one_out_has_no_linear_datamodeling_score(ridge):
 def test_a_verification_over_subsets_says_so(network):
     problem, scores = network
     check = verify(problem, scores, subsets=10, fraction=0.7, seeds=2)
-    assert check.sentence.startswith("Over 10 trainings on a random 70% of the data, each under 2 ")
+    assert check.sentence.startswith(
+        "Over 10 trainings on a random 70 % of the data, each under 2 "
+    )
     assert "the linear datamodeling score is" in check.sentence
     assert f"correlate at only {check.noise_ceiling:.3f}" in check.sentence
     story = check.to_json()
     assert json.loads(json.dumps(story, allow_nan=False)) == story
     assert (story["kind"], story["fraction"], story["seeds"]) == ("subsets", pytest.approx(0.7), 2)
-    assert story["left_out"] == "a random 0.3 of the training examples"
+    assert story["left_out"] == "a random 30 % of the training examples"
     assert {point["example"] for point in story["points"]} == set(range(10))
 
 

@@ -26,7 +26,7 @@ from whence.sections import Block, Cell, Scatter, Section, Table
 from whence.store.jsonable import as_json, json_text
 from whence.uses.base import Result
 from whence.verification import Bench, Verification, choose_training
-from whence.verification.removals import random_subsets
+from whence.verification.removals import percent, random_subsets
 from whence.verification.truth import Truth, measure_truth
 
 CHEAP = ("graddot", "gradcos", "embedding", "bm25", "loss")
@@ -165,7 +165,7 @@ class MethodComparison(Result):
         removals = self.truth.removals
         words = (
             f"Of {len(self.methods)} methods {best.name} predicts {len(removals)} trainings on a "
-            f"random {removals.fraction:.0%} of the data best: linear datamodeling score "
+            f"random {percent(removals.fraction)} of the data best: linear datamodeling score "
             f"{best.lds:.2f} (95 % interval {low:.2f} to {high:.2f})"
         )
         if not math.isnan(self.noise_ceiling):
@@ -178,7 +178,7 @@ class MethodComparison(Result):
         has_failures = any(one.error for one in self.methods)
         columns += ["failed because"] if has_failures else []
         caption = (
-            f"{len(removals)} trainings on {removals.fraction:.0%} of the data under {seeds} "
+            f"{len(removals)} trainings on {percent(removals.fraction)} of the data under {seeds} "
             f"seed{'s' * (seeds != 1)} ({self.truth.training}). Seconds of the fit and of all "
             "scores; memory is estimated, on top of model and data."
         )

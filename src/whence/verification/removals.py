@@ -53,7 +53,7 @@ class Removals:
         """What one retraining is without."""
         if self.kind == "example":
             return "one of the training examples"
-        return f"a random {1 - self.fraction:.3g} of the training examples"
+        return f"a random {percent(1 - self.fraction)} of the training examples"
 
     def weights(self) -> Tensor:
         """(1 + M, N) float64 for `Trainer.retrain`: the first row leaves out nothing."""
@@ -126,6 +126,11 @@ def random_subsets(problem: Problem, count: int, fraction: float, *, seed: int =
     word = int(np.random.SeedSequence((abs(seed), _STREAM)).generate_state(1)[0])
     is_in = draws.subsets(word, draws.keys(problem.data.ids), count=count, size=kept)
     return Removals("subset", np.arange(count), problem.data.ids, ~is_in.numpy())
+
+
+def percent(share: float) -> str:
+    """A share in words, such as "50 %"."""
+    return f"{100 * share:.3g} %"
 
 
 # ------------------------------------------------------------- examples worth leaving out

@@ -11,6 +11,7 @@ import numpy as np
 from whence.core.scores import Scores
 from whence.errors import BadArgument
 from whence.numerics import stats
+from whence.verification.removals import percent
 from whence.verification.truth import Truth
 from whence.verification.verdicts import FEWEST, judge
 
@@ -238,7 +239,9 @@ class Verification:
     def _retrainings(self) -> str:
         removals, seeds = self.truth.removals, self.truth.seeds
         if self.is_over_subsets:
-            words = f"{self.examples} trainings on a random {removals.fraction:.0%} of the data"
+            words = (
+                f"{self.examples} trainings on a random {percent(removals.fraction)} of the data"
+            )
         else:
             words = f"{self.examples} training examples left out one by one"
         if self.kind == "pbrf":
