@@ -112,7 +112,7 @@ def test_stacks_are_even_and_no_larger_than_the_cache() -> None:
     problem = problem_of()
     course = Course(problem, problem.training)
     assert bulk.stack_size(course, 9) == 9
-    wide = problem_of(lambda: nn.Sequential(nn.Linear(4, 10_000), nn.Tanh(), nn.Linear(10_000, 3)))
+    wide = problem_of(lambda: nn.Sequential(nn.Linear(4, 50_000), nn.Tanh(), nn.Linear(50_000, 3)))
     assert bulk.stack_size(Course(wide, wide.training), 9) == 1
     branching = problem_of(Branching)
     assert bulk.stack_size(Course(branching, branching.training), 9) == 1

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_STACK_BYTES = 6 * 2**20
+_STACK_BYTES = 8 * 2**20
 """Parameters and activations of a stack; more leave the cache of a core and are slower."""
 
 _DEVICE_STACK_BYTES = 2**30
