@@ -236,6 +236,7 @@ test_kept.problem_of(Path({folder!r})).retrain(test_kept.some_weights(3))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_another_goes_on_with(tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
     command = [sys.executable, "-c", script]

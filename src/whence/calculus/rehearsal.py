@@ -1,4 +1,4 @@
-"""What is refused before a training is run, and a model that is not what it returns."""
+"""What is refused before a training is run: weights that mean nothing, steps that do not repeat."""
 
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,10 @@ from torch.utils._pytree import tree_leaves
 from whence.core.batches import Tree
 from whence.core.checks import blamed, check_modes
 from whence.core.problem import Problem
-from whence.errors import BadArgument, CannotRetrain, NotDeterministic
+from whence.errors import BadArgument, NotDeterministic
 
 if TYPE_CHECKING:
     from whence.calculus.training import Course
-
-FAR = 1e-2
-"""A model this share of the whole way away from what its training returns is another model."""
 
 
 def check_weights(problem: Problem, weights: Tensor) -> None:
@@ -113,30 +110,3 @@ def _refuse_gap(gap: float, found: str, remedy: str) -> None:
             why="Trainings that differ by chance tell nothing about the weights of examples.",
             remedy=remedy,
         )
-
-
-def check_trained(problem: Problem, returned: Tensor, start: Tensor) -> float:
-    """How far the parameters of a problem are from those that its training returns.
-
-    Args:
-        problem: with a training.
-        returned: (P,) what the training returned with weights of one.
-        start: (P,) where it began.
-
-    Returns:
-        The distance as a share of the way from the start to what was returned.
-
-    Raises:
-        CannotRetrain: it is above `FAR`.
-    """
-    way = float((returned - start).norm())
-    gap = float((problem.parameters - returned).norm())
-    if not gap <= FAR * way:
-        raise CannotRetrain(
-            found=f"The parameters of {problem.name} are {gap:.3g} away from those that its "
-            f"training returns, which moved by {way:.3g} from where it began.",
-            why="Derivatives through that training belong to the model that it returns.",
-            remedy="Leave the training to make_problem(training, data), or explain the model at "
-            "problem.at(problem.retrain().parameters[0]).",
-        )
-    return gap / way if way else 0.0
