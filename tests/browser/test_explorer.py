@@ -86,6 +86,13 @@ def check_widths(page) -> None:
     page.set_viewport_size({"width": 1400, "height": 900})
 
 
+def press(page, key: str, words: str) -> None:
+    """Decides by a key, and waits for what the page says then."""
+    page.wait_for_load_state("load")  # keys are heard once the script has run
+    page.keyboard.press(key)
+    page.get_by_text(words).wait_for()
+
+
 def first_view(page, explorer) -> None:
     page.goto(explorer.address)
     assert "token" not in page.url  # nor in the history
@@ -134,16 +141,12 @@ def test_digits_from_a_wrong_prediction_to_a_cleaned_data_set(page, digits):
     page.locator("#review").wait_for()
     check_access(page)
     check_widths(page)
-    page.keyboard.press("d")
-    page.get_by_text("1 decision").wait_for()
-    page.keyboard.press("r")
-    page.get_by_text("2 decisions").wait_for()
+    press(page, "d", "1 decision")
+    press(page, "r", "2 decisions")
     page.goto(f"{digits.base}/review?at=0")
-    page.keyboard.press("u")
-    page.get_by_text("1 decision").wait_for()
+    press(page, "u", "1 decision")
     assert page.locator(".decision").inner_text() == "Not decided yet."
-    page.keyboard.press("d")
-    page.get_by_text("2 decisions").wait_for()
+    press(page, "d", "2 decisions")
     with page.expect_download() as download:
         page.get_by_role("link", name="Cleaned data (csv)").click()
     assert len(Path(download.value.path()).read_text().splitlines()) == 80  # 79 and the names
@@ -182,12 +185,10 @@ def test_a_killed_server_loses_nothing_and_a_moved_problem_is_said(page, digits,
     page.goto(f"{digits.base}/review")
     page.get_by_role("button", name="Find suspects").click()
     page.locator("#review").wait_for()
-    page.keyboard.press("k")
-    page.get_by_text("1 decision").wait_for()
+    press(page, "k", "1 decision")
     digits.process.send_signal(signal.SIGKILL)
     digits.process.wait()
-    page.keyboard.press("k")
-    page.get_by_text("The server does not answer any more").wait_for()
+    press(page, "k", "The server does not answer any more")
 
     (tmp_path / "train.py").rename(tmp_path / "moved.py")
     again = start("runs/explore")

@@ -46,22 +46,3 @@ def test_the_command_prints_an_address_that_answers_and_ends_when_it_is_interrup
             assert "whence" in response.read().decode()
         server.send_signal(signal.SIGINT)
         assert server.wait(20) == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (["nowhere"], "there is no such folder"),
-        (["--port", "70000", "."], "70000"),
-        (["--query", "q.npz", "."], "--query and --out belong to a problem"),
-    ],
-)
-def test_what_cannot_be_explored_is_said_in_words(words, found, tmp_path, monkeypatch):
-    from click.testing import CliRunner
-
-    from whence.cli import main
-
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["explore", "--no-browser", *words])
-    assert result.exit_code in (1, 2)
-    assert found in result.output

@@ -1,4 +1,4 @@
-from whence.report.texts import for_page, for_terminal
+from whence.report.texts import for_page, for_terminal, in_common
 
 ESCAPE = "\x1b[31mred\x07\x00\x7f\x9b"
 
@@ -28,3 +28,18 @@ def test_all_texts_are_changed_names_included_and_nothing_else():
     assert for_page(value) == {"a␛": ["␛", 1, None, 2.5, True, {"b": "␛"}]}
     assert for_terminal(value) == for_page(value)
     assert value == {"a\x1b": ["\x1b", 1, None, 2.5, True, {"b": "\x1b"}]}
+
+
+def test_pieces_of_a_text_give_it_back_whatever_it_holds():
+    for text in ("", "  ", "<b>Claim</b> your £1,000 prize\nNOW", "数据 数据 prize", "a-b_c"):
+        assert "".join(piece for piece, _ in in_common(text, "claim a prize now 数据")) == text
+
+
+def test_words_in_common_are_found_whatever_their_case_but_not_the_short_ones():
+    found = [
+        piece
+        for piece, is_common in in_common("The PRIZE is the Prize", "the prize is")
+        if is_common
+    ]
+    assert found == ["PRIZE", "Prize"]
+    assert in_common("surprize", "prize") == [("surprize", False)]

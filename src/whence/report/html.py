@@ -18,7 +18,7 @@ from markupsafe import Markup
 from whence.errors import WrongVersion
 from whence.report import blocks, charts, sentences
 from whence.report.story import FORMAT, READ, tell, tell_sections
-from whence.report.texts import for_page
+from whence.report.texts import for_page, in_common
 from whence.store import write_atomically
 
 if TYPE_CHECKING:  # a story is read and shown on machines without torch
@@ -158,6 +158,7 @@ def environment(*packages: str) -> Environment:
         "chart_note": blocks.chart_note,
         "grid": blocks.grid,
         "has_content": blocks.has_content,
+        "in_common": in_common,
     }
     environment.globals.update(names)
     return environment

@@ -31,6 +31,9 @@ EXPLANATION, USE = "explanation", "use"
 SCORES, RESULT, STORY, REPORT = "scores.npz", "result.json", "story.json", "report.html"
 ALBUM = "album.npz"
 
+MOST_TOLD = 200
+"""Queries in the story and on the page of a run; the scores and the album hold them all."""
+
 
 def save_run(
     folder: str | Path,
@@ -58,8 +61,14 @@ def save_run(
     with writing(folder, kind=EXPLANATION, problem=problem) as draft:
         scores.save(draft.path(SCORES))
         album.save(draft.path(ALBUM))
-        _put_story(draft, story)
+        _put_story(draft, shortened(story))
     return Path(folder) / REPORT
+
+
+def shortened(story: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A story of so few queries that a browser can open its page; says how many are left out."""
+    told, left_out = story["queries"][:MOST_TOLD], story["queries"][MOST_TOLD:]
+    return {**story, "queries": told, "left_out": len(left_out)} if left_out else story
 
 
 def save_use(folder: str | Path, result: object, story: Mapping[str, Any], *, problem: str) -> Path:

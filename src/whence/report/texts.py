@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_WORD, _WORD_OR_REST = re.compile(r"\w+"), re.compile(r"\w+|\W+")
+_SHORTEST = 4
 _PICTURES, _DELETE = 0x2400, "\N{SYMBOL FOR DELETE}"
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
@@ -27,6 +29,25 @@ def for_terminal(value: Any) -> Any:
     Ends of lines become spaces; marks that change the direction of writing become �.
     """
     return _each_text(value, _on_one_line)
+
+
+def in_common(text: str, other: str) -> list[tuple[str, bool]]:
+    """A text in pieces, each with whether it is a word that the other text has too.
+
+    Words of fewer than `_SHORTEST` letters, which most texts share, do not count.
+
+    >>> in_common("Claim the PRIZE!", "a prize to claim")
+    [('Claim', True), (' the ', False), ('PRIZE', True), ('!', False)]
+    """
+    known = {word.casefold() for word in _WORD.findall(other)}
+    pieces: list[tuple[str, bool]] = []
+    for piece in _WORD_OR_REST.findall(text):
+        is_common = len(piece) >= _SHORTEST and piece.casefold() in known
+        if pieces and not is_common and not pieces[-1][1]:
+            pieces[-1] = (pieces[-1][0] + piece, False)
+        else:
+            pieces.append((piece, is_common))
+    return pieces
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:

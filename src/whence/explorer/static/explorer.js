@@ -136,10 +136,17 @@ if (state) waitForModel();
 
 const review = document.getElementById("review");
 
+let isDeciding = false; // a second key would decide on the same suspect again
+
 async function decide(action, button) {
+  if (isDeciding) return;
+  isDeciding = true;
   const label = document.getElementById("new-label").value;
   const body = { position: Number(review.dataset.position), action, label };
-  if (!(await ask("/api/review", body, button))) return;
+  if (!(await ask("/api/review", body, button))) {
+    isDeciding = false;
+    return;
+  }
   const at = action === "undo" ? review.dataset.at : review.dataset.after;
   location.assign(`/review?at=${at}`);
 }
