@@ -11,6 +11,7 @@ import numpy as np
 from whence.core.scores import Scores
 from whence.errors import BadArgument
 from whence.numerics import stats
+from whence.tables import html_table
 from whence.verification.removals import percent
 from whence.verification.truth import Truth
 from whence.verification.verdicts import FEWEST, judge
@@ -315,6 +316,12 @@ class Verification:
 
     def __repr__(self) -> str:
         return f"Verification({self.sentence})"
+
+    def _repr_html_(self) -> str:
+        """The verdict and the numbers behind it, for a notebook."""
+        rows = [("verdict", self.verdict), ("found", self.sentence)]
+        rows += [("warning", warning) for warning in self.warnings]
+        return html_table(f"Verification ({self.kind}, {self.training})", rows)
 
 
 def _check_queries(scores: Scores, truth: Truth) -> None:
