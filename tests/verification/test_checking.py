@@ -177,6 +177,7 @@ def test_a_measurement_of_ones_own_has_to_be_passed_again(ridge, tmp_path):
         {"examples": [3, 4000]},
         {"queries": []},
         {"queries": [99]},
+        {"subsets": 0},
         {"subsets": 1},
         {"subsets": 20, "fraction": 1.2},
         {"target": "loo", "subsets": 20},

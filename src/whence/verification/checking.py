@@ -102,8 +102,9 @@ def verify(
     seed = options.get("seed", 0)
     rows = _rows(scores, options.get("queries"))
     if target == "subset":
+        count = SUBSETS if subsets is None else subsets
         share = 0.5 if fraction is None else fraction
-        removals = random_subsets(problem, subsets or SUBSETS, share, seed=seed)
+        removals = random_subsets(problem, count, share, seed=seed)
     else:
         removals = single_examples(problem, choose_examples(scores, rows, examples, seed=seed))
     how = _choose(problem, scores, target, len(removals), options)
