@@ -1,4 +1,4 @@
-"""Exact derivatives through training: of one run, or averaged over runs on random subsets."""
+"""Exact derivatives through training: of one run, or the median of runs on random subsets."""
 
 import time
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from whence.calculus.gradients import measure, measurement_gradients
 from whence.calculus.metasmoothness import metasmoothness
 from whence.calculus.replay import MEMORY, Recording, record, replay
 from whence.calculus.training import Course, Training
-from whence.core.problem import Problem
-from whence.core.scores import Scores
+from whence.core.problem import Problem, Queries
+from whence.core.scores import Measurement, Scores
 from whence.errors import BadArgument, CannotRetrain, Stale
 from whence.methods.base import Fitted, MeasurementLike, Method, make_scores, merge_reports
 from whence.numerics import draws
@@ -27,6 +27,11 @@ ROUGH = 0.75
 other reach 0.71. Measured in `benchmarks/magic_smoothness.py`."""
 
 
+_ERROR = 1.2533 * 1.4826
+"""Of normal numbers: standard error of the median over that of the mean, deviation over median
+deviation."""
+
+
 @dataclass(frozen=True)
 class MAGIC(Method):
     """Derivative of the measurement with respect to the weight of every example, through training.
@@ -37,13 +42,18 @@ class MAGIC(Method):
     and everything that its optimizer does, to first order in the weight. Nothing is assumed of the
     model: it need not be at an optimum.
 
-    With `subsets` the question is what an example is worth to training, whatever the seed: the mean
-    of the derivatives at the weights of M random subsets, each trained from a seed of its own
+    With `subsets` the question is what an example is worth to training, whatever the seed: the
+    median of the derivatives at the weights of M random subsets, each trained from its own seed,
 
-        effect[q, i] = -(1/M) sum_k d m_q(theta_T(1_k)) / d w_i
+        effect[q, i] = median over k of -d m_q(theta_T(1_k)) / d w_i
+        error[q, i]  = 1.25 * 1.48 * (median |effect_k - effect|) / sqrt(M)
 
-    It is linearised where a removal of many examples leads, and comes with standard errors. Every
-    run answers for all examples: those of weight zero are in their batches too.
+    It is linearised where a removal of many examples leads. Every run answers for all examples:
+    those of weight zero are in their batches too. The median, because derivatives have heavy tails
+    where training is rough: the first gradient that a parameter of Adam ever meets is scaled to
+    one, whatever the weight of the example that brings it. A mean is then that of a few runs
+    (ReLU, AdamW, digits, eight runs: rank correlation -0.02 by the mean and 0.82 by the median;
+    with SGD 0.91 and 0.90).
 
     Args:
         subsets: M; 0 differentiates the problem's own run.
@@ -62,11 +72,12 @@ class MAGIC(Method):
 
     Cost: a training and two for each direction for the fit; per call of `scores` a replay: one or
     two trainings for each query, much less for many queries of a small network. With subsets M
-    trainings and M replays.
+    trainings and M replays, and 8 M Q N bytes.
 
-    Source: Ilyas & Engstrom 2025 (MAGIC), as far as its abstract tells. The mean over subsets is
-    ours: a first-order estimate of the gradient of the multilinear extension of the measurement as
-    a function of sets, at `fraction`; at one half that gradient is the Banzhaf value.
+    Source: Ilyas & Engstrom 2025 (MAGIC), as far as its abstract tells. Subsets are ours: the mean
+    of such derivatives is, to first order, the gradient of the multilinear extension of the
+    measurement as a function of sets, at `fraction`; at one half that is the Banzhaf value. The
+    error is that of a median of normal numbers, with their deviation from the median deviation.
     """
 
     follows_training: ClassVar[bool] = True
@@ -109,7 +120,7 @@ class MAGIC(Method):
             raise BadArgument(
                 found=f"subsets={self.subsets!r}, fraction={self.fraction!r}, "
                 f"directions={self.directions!r}.",
-                why="A mean with an error is of two runs or more, on a share of the data.",
+                why="A median with an error is of two runs or more, on a share of the data.",
                 remedy="Give subsets=0 for the problem's own run, or 2 and more, such as 10, with "
                 "a fraction between 0 and 1.",
             )
@@ -210,25 +221,26 @@ class FittedMAGIC(Fitted):
         started = time.monotonic()
         asked = self.problem.queries(queries)
         measured = self.problem.measurement(measurement)
-        total = squares = np.zeros((len(asked), len(self.problem)))
-        for recording in self._recordings():
-            _, slopes = measurement_gradients(recording.problem, measured, asked)
-            effects = -replay(recording, slopes, memory=self.memory).numpy()
-            total, squares = total + effects, squares + effects**2
-        count = len(self.runs)
+        effects = np.stack([self._effects(run, asked, measured) for run in self._recordings()])
+        values = np.median(effects, 0)
         scores = make_scores(
             self.problem,
             asked,
             measured,
-            values=total / count,
+            values=values,
             baseline=measure(self.problem, measured, asked),
             report=merge_reports(self.report),
             started=started,
         )
-        if count == 1:
+        if len(effects) == 1:
             return scores
-        spread = np.maximum(squares - total**2 / count, 0.0)
-        return replace(scores, errors=np.sqrt(spread / (count * (count - 1))))
+        spread = np.median(abs(effects - values), 0)
+        return replace(scores, errors=_ERROR * spread / len(effects) ** 0.5)
+
+    def _effects(self, run: Recording, asked: Queries, measured: Measurement) -> np.ndarray:
+        """(Q, N) those in one run."""
+        _, slopes = measurement_gradients(run.problem, measured, asked)
+        return -replay(run, slopes, memory=self.memory).numpy()
 
     def _recordings(self) -> Iterator[Recording]:
         """Each run in turn; the memory of one of them at a time, beside that of the first."""
