@@ -1,14 +1,19 @@
 # make demo    the guided tour                     make demo ARGS="--help" passes options on
+# make explore the run of the demo in the browser
 # make test    everything: lint, types, tests      make unit ARGS="-k cg" runs some of the tests
+# make screenshots    the pictures of the README, anew; needs chromium on the PATH
 # Needs Python 3.11 or newer, git and make; everything else goes into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types unit wheel clean
+.PHONY: demo explore test lint types unit wheel screenshots clean
 
 demo: .venv/installed
 	$(BIN)/whence demo $(ARGS)
+
+explore: .venv/installed
+	$(BIN)/whence explore runs/demo $(ARGS)
 
 test: lint types unit
 
@@ -28,6 +33,9 @@ unit: .venv/installed-dev
 
 wheel: .venv/installed-dev
 	$(BIN)/python -m build --no-isolation
+
+screenshots: .venv/installed-dev
+	$(BIN)/python docs/screenshots.py
 
 clean:
 	rm -rf .venv build dist

@@ -27,6 +27,7 @@ _path = click.Path(path_type=Path)
         "whence demo                                            a tour, in under a minute",
         "whence explain train.py:problem --query queries.npz    your own model",
         "whence verify runs/why                                 how far to believe it",
+        "whence explore runs/why                                look closer, in the browser",
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every command takes --help, and --json for programs. Exit codes: 0 done, 1 refused "
@@ -261,7 +262,10 @@ def _explained(
 
     run, page = (None, None) if out is None else (str(out), str(out / "report.html"))
     document = {**without_pictures(story), "run": run, "report": page}
-    return Answer(document, tuple(show(for_terminal(story))), page)
+    shown = [*show(for_terminal(story))]
+    if run is not None:
+        shown += ["", f"To look closer: whence explore {run}"]
+    return Answer(document, shown, page)
 
 
 for _command in (explore.explore, *whatif.COMMANDS, *audits.COMMANDS):
