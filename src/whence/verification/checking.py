@@ -8,9 +8,9 @@ import torch
 
 from whence.calculus.bregman import BregmanTraining
 from whence.calculus.training import Training
-from whence.core.batches import TensorData
+from whence.core.kept import kept_queries
 from whence.core.measurements import MeasurementFunction, is_named
-from whence.core.problem import Problem, Queries
+from whence.core.problem import Problem
 from whence.core.scores import Measurement, Scores
 from whence.core.training import Trainer
 from whence.errors import BadArgument, unknown_name
@@ -153,7 +153,7 @@ def bench_of(
         BadArgument: the scores do not hold their queries, or measure something else.
     """
     measured = _find_measurement(problem, scores, measurement)
-    bench = Bench(problem, training, measured, _ask(problem, scores, rows))
+    bench = Bench(problem, training, measured, kept_queries(problem, scores, rows.tolist()))
     _check_baseline(bench, scores.baseline[rows])
     return bench
 
@@ -205,25 +205,6 @@ def _rows(scores: Scores, queries: Sequence[int] | None) -> Array:
             remedy="Give at least one of these, or leave queries out to measure all.",
         )
     return rows
-
-
-def _ask(problem: Problem, scores: Scores, rows: Array) -> Queries:
-    """The queries that the scores kept, in the form that the model takes."""
-    kept = {name: array[rows] for name, array in scores.queries.items() if name != "displays"}
-    arrays = {name: torch.from_numpy(array) for name, array in kept.items()}
-    if "targets" not in arrays:
-        raise BadArgument(
-            found="The scores do not hold their queries.",
-            why="The measurement has to be taken again after every training.",
-            remedy="Make them with whence.explain(problem, queries).",
-        )
-    targets = arrays.pop("targets")
-    inputs: Any = {name.removeprefix("inputs/"): tensor for name, tensor in arrays.items()}
-    if "inputs" in inputs:
-        inputs = inputs["inputs"]
-    elif all(name.isdigit() for name in inputs):
-        inputs = tuple(inputs[name] for name in sorted(inputs, key=int))
-    return problem.queries(TensorData(inputs, targets, scores.query_ids[rows]))
 
 
 def _find_measurement(
