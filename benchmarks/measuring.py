@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Seconds on the clock and of all cores, the peak of memory in MiB, and what the work gave.
+    """Seconds on the clock and of all cores, memory in MiB, and what the work gave.
 
     Others on the machine change the seconds of the cores less than those on the clock.
     """
@@ -30,6 +30,7 @@ def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
         "seconds": round(time.perf_counter() - wall, 3),
         "core seconds": round(time.process_time() - cores, 3),
         "peak MiB": round(memory("VmHWM") - before, 1),
+        "held MiB": round(memory("VmRSS") - before, 1),
     }
     return numbers, found
 

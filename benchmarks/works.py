@@ -5,7 +5,7 @@
     gpt-small                     two layers, width 64, context 64, Shakespeare
 
     mlp       784-512-256-10, MNIST, 10,000 images                               for time and memory
-    mlp-small 784-32-10, MNIST, 1,000 images, 400 queries
+    mlp-small 784-32-10, MNIST, 1,000 images
     cnn       the small one on 4,000 images
     resnet    ResNet-20 with published weights, CIFAR-10, 4,000 images
     gpt       four layers, width 256, context 128, Shakespeare, 2,000 sequences
@@ -201,7 +201,7 @@ def mlp(queries: int = 200) -> Work:
 def small_mlp() -> Work:
     """A perceptron with 25,450 parameters on 1,000 images of MNIST."""
     recipe = Recipe("adamw", rate=1e-3, weight_decay=1e-2, epochs=20, batch=64)
-    train, asked = _mnist(1000, 400)
+    train, asked = _mnist(1000, 1000)
     return Work("mlp-small", lambda: perceptron(784, 32, 10), train, asked, recipe)
 
 

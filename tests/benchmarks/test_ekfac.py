@@ -141,3 +141,23 @@ def test_short_cuts_are_measured_and_lose_little(tmp_path: Path) -> None:
     assert 0 < found["relative error"] <= 1.5 * found["expected error"]
     assert found["correlation"] > 0.99
     assert result["subsample"]["relative error"] > found["relative error"]
+    few = result["compressed"]["30% asked"]
+    assert few["relative error"] <= few["told"]
+
+
+@pytest.mark.slow
+def test_half_precision_is_measured(tmp_path: Path) -> None:
+    run("ekfac_precision.py", tmp_path)
+    result = json.loads((tmp_path / "ekfac_precision.json").read_text())["digits-sgd"]
+    assert result["float16"]["relative error"] < result["bfloat16"]["relative error"] < 0.1
+    assert result["bfloat16"]["rank correlation, mean over queries"] > 0.95
+
+
+@pytest.mark.slow
+def test_preflight_is_compared_with_what_happens(tmp_path: Path) -> None:
+    """Within ten: a tenth of a second is not much of a measurement."""
+    run("preflight_accuracy.py", tmp_path)
+    result = json.loads((tmp_path / "preflight_accuracy.json").read_text())
+    found = result["digits-sgd, ekfac, 20 queries"]
+    assert 0.1 < found["together"]["ratio"] < 10
+    assert found["MiB"]["said"] > 0
