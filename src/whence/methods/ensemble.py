@@ -46,8 +46,7 @@ class Ensemble(Method):
 
     A single model answers for its own seed and for small changes of its own data. Members with
     other seeds average over the chance of training; members on random subsets are also linearised
-    where removals of many examples lead, and are worth more for the same cost
-    (`benchmarks/ensembles.py`).
+    where removals of many examples lead (measured in `benchmarks/ensembles.py`).
 
     Scale. A member is trained with weights 1 on n of the N examples and 0 on the others, as a
     removal of the others would be: N stays N unless the problem renormalises. Its method is then
