@@ -11,6 +11,7 @@ inverses or averages.
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -169,8 +170,18 @@ def hessian_is_ggn(problem: Problem) -> bool:
     """Whether the Hessian equals the Gauss-Newton matrix, as it does for linear models.
 
     Both are multiplied with two random vectors. Matrices that differ anywhere differ on a random
-    vector with probability one, so agreement to rounding decides.
+    vector with probability one, so agreement to rounding decides. Each problem is asked once.
     """
+    if problem not in _ARE_EQUAL:
+        _ARE_EQUAL[problem] = _agree(problem)
+    return _ARE_EQUAL[problem]
+
+
+_ARE_EQUAL: WeakKeyDictionary[Problem, bool] = WeakKeyDictionary()
+
+
+def _agree(problem: Problem) -> bool:
+    """Whether both matrices times two random vectors are equal."""
     few = torch.arange(min(256, len(problem)))
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(2, problem.size, generator=generator, dtype=torch.float64).to(
