@@ -59,6 +59,23 @@ def test_effects_that_were_measured_stand_beside_the_predicted_ones(client, sess
     assert {name: actual for name, actual in shown.items() if actual is not None} == known
 
 
+def test_influence_stands_against_the_distance_of_the_pictures(client, session, monkeypatch):
+    measured = ((PICTURES[:80] - PICTURES[103]) ** 2).sum(1) ** 0.5
+    effects = session.catalog.scores.values[3]
+    told = client.get("/api/queries/3/distances").json()
+    points = {(point["x"], point["y"]) for point in told["block"]["points"]}
+    assert len(points) == 80
+    assert {y for _, y in points} == set(effects.tolist())
+    assert sorted(x for x, _ in points) == pytest.approx(sorted(measured))
+    assert told["correlation"] == pytest.approx(stats.spearman(abs(effects), measured))
+    near = [entry["position"] for entry in told["nearest"]]
+    assert near == np.argsort(measured)[:6].tolist()
+    monkeypatch.setattr("whence.explorer.views.MOST_POINTS", 30)
+    few = client.get("/api/queries/3/distances").json()["block"]["points"]
+    assert len(few) == 27  # every third, the largest effect first
+    assert few[0]["y"] == effects[abs(effects).argmax()]
+
+
 def test_pictures_are_those_of_the_examples(client, problem):
     for kind, position, display in (
         ("examples", 7, problem.show(7)),

@@ -53,3 +53,11 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_a_remedy(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError):
         Journal(tmp_path / "file" / "j.jsonl").add({})
+
+
+def test_a_link_is_not_followed(tmp_path: Path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "j.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(StoreError):
+        Journal(tmp_path / "j.jsonl").add({"a": 1})
+    assert (tmp_path / "precious").read_text() == "mine"

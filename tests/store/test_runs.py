@@ -381,3 +381,11 @@ def test_the_journal_is_no_part_of_what_the_run_was(tmp_path: Path):
         writing(tmp_path / "x", kind="k") as d,
     ):
         d.path("journal/decisions.jsonl")
+
+
+def test_a_journal_that_leads_out_of_the_run_is_refused(tmp_path: Path):
+    write_run(tmp_path / "why")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "why" / "journal").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="leads out of the folder"):
+        _ = Run.open(tmp_path / "why").journal

@@ -12,13 +12,14 @@ from starlette.exceptions import HTTPException
 
 from whence.core.scores import Scores
 from whence.errors import BadArgument, WhenceError
-from whence.explorer.catalog import Catalog
+from whence.explorer.catalog import Catalog, by_address
 from whence.explorer.desk import DONE, OPEN, Desk, Question
 from whence.explorer.listing import SORTS, Wanted, choices, whole
 from whence.explorer.live import READY, Live
 from whence.explorer.review import Review
 from whence.numerics import stats
 from whence.report.story import trust
+from whence.sections import Scatter
 from whence.store import fingerprint as fingerprint_of
 
 Json = dict[str, Any]
@@ -29,6 +30,9 @@ TOP, MOST_TOP = 6, 100
 
 CHANGED = 60
 """Queries that are shown of a change: those that change most."""
+
+MOST_POINTS = 5000
+"""Training examples of which the distance is told."""
 
 NEAREST = 6
 """Nearest training examples that are named."""
@@ -156,35 +160,16 @@ def distances(session: Session, parameters: Parameters) -> Json:
         measured = session.live.distances(position)
     except WhenceError as error:
         return told | {"error": f"{error.found} {error.why}"}
-    scores = session.catalog.scores
-    effects = np.asarray(scores.values[position])
-    order = np.argsort(-np.abs(effects), kind="stable")
-    ids, label = scores.train_ids.tolist(), summary["label"] or summary["answer"]
-    labels = session.catalog.album.labels
-    points = [
-        {
-            "x": float(measured[i]),
-            "y": float(effects[i]),
-            "group": "same label" if labels[i] == label else "other label",
-            "words": f"example {ids[i]}",
-        }
-        for i in order.tolist()
-    ]
-    block = {
-        "kind": "scatter",
-        "points": points,
-        "x": "distance of the raw inputs",
-        "y": f"effect ({scores.unit})",
-        "caption": "One mark a training example.",
-        "is_identity": False,
-    }
+    effects = np.asarray(session.catalog.scores.values[position])
     near = np.argsort(measured, kind="stable")[:NEAREST]
-    nearest = [
-        session.catalog.example(int(i)) | {"effect": float(effects[i]), "actual": None}
-        for i in near
-    ]
-    correlation = float(stats.spearman(np.abs(effects), measured))
-    return told | {"block": block, "correlation": correlation, "nearest": nearest}
+    return told | {
+        "block": _against_distance(session.catalog, position, measured).to_json(),
+        "correlation": float(stats.spearman(np.abs(effects), measured)),
+        "nearest": [
+            session.catalog.example(int(i)) | {"effect": float(effects[i]), "actual": None}
+            for i in near
+        ],
+    }
 
 
 def example(session: Session, parameters: Parameters) -> Json:
@@ -344,6 +329,30 @@ def words_of(session: Session, found: Question) -> str:
     return f"What other schools say of query {query_id}"
 
 
+def _against_distance(catalog: Catalog, position: int, measured: np.ndarray) -> Scatter:
+    """Effects on a query against (N,) distances, of at most `MOST_POINTS` training examples."""
+    scores, summary = catalog.scores, catalog.summary(position)
+    effects = np.asarray(scores.values[position])
+    step = -(-len(effects) // MOST_POINTS)
+    ids, label = scores.train_ids.tolist(), summary["label"] or summary["answer"]
+    points = [
+        {
+            "x": float(measured[i]),
+            "y": float(effects[i]),
+            "group": "same label" if catalog.album.labels[i] == label else "other label",
+            "words": f"example {ids[i]}",
+        }
+        for i in np.argsort(-np.abs(effects), kind="stable")[::step].tolist()
+    ]
+    each = "a training example" if step == 1 else f"for every {step} examples of like effects"
+    return Scatter(
+        points,
+        x="distance of the raw inputs",
+        y=f"effect ({scores.unit})",
+        caption=f"One mark {each}.",
+    )
+
+
 def _completed(session: Session, told: Json) -> Json:
     """Pictures of training examples that the run has not kept come from the problem."""
     for side in ("proponents", "opponents"):
@@ -355,8 +364,6 @@ def _looked_up(session: Session, told: Json) -> Json:
     position = told["position"]
     if session.catalog.is_kept(position) or session.live.state != READY:
         return told
-    from whence.explorer.catalog import by_address
-
     display = session.live.display(position)
     return told | {"display": by_address(display, f"/examples/{position}/picture.png")}
 

@@ -35,7 +35,7 @@ class Journal:
         text = json.dumps(json.loads(json_text(as_json(dict(entry), "an entry"))))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab", buffering=0) as file:
+            with open(self.path, "ab", buffering=0, opener=_open_itself) as file:
                 # A line of its own even after one that was broken off.
                 file.write(f"\n{text}\n".encode("ascii"))
                 os.fsync(file.fileno())
@@ -56,6 +56,11 @@ class Journal:
             raise cannot_read(self.path, error) from error
         found = [_parsed(line) for line in lines if line]
         return [entry for entry in found if entry is not None]
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Opens a file, but not one that a link leads to: a run may come from somebody else."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)  # Windows has no such flag
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

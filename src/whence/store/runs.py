@@ -112,8 +112,12 @@ class Run:
 
     @property
     def journal(self) -> Path:
-        """The folder of what is added later; it need not exist."""
-        return self.folder / JOURNAL
+        """The folder of what is added later; it need not exist.
+
+        Raises:
+            StoreError: it is a link that leads out of the run.
+        """
+        return _inside(self.folder, JOURNAL)
 
     def read_json(self, name: str) -> Any:
         """The value in a JSON file of this run.
