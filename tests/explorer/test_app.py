@@ -3,6 +3,7 @@
 import csv
 import io
 from base64 import b64decode
+from threading import Event
 
 import numpy as np
 import pytest
@@ -153,6 +154,37 @@ def test_a_check_by_retraining_becomes_the_verdict_of_the_run(ask, client, sessi
     assert trust["verification"]["examples"] == 9
     assert trust["trust"]["sentence"] == told["answer"]["sentence"]
     assert client.get(told["href"]).text.count("svg") >= 1
+
+
+def test_a_question_that_is_cancelled_says_so_and_can_be_asked_again(client, session, monkeypatch):
+    go_on = Event()
+    monkeypatch.setattr("whence.explorer.questions.answer_change", lambda *_: go_on.wait(20) and {})
+    asked = client.post("/api/questions", json={"kind": "change", "remove": [4]}).json()
+    page = client.get(asked["href"]).text
+    assert "<progress" in page
+    assert "Cancel" in page
+    told = client.post(f"/api/questions/{asked['id']}/cancel").json()
+    assert told["state"] == "cancelled"
+    go_on.set()
+    page = client.get(asked["href"]).text
+    assert "Nothing was changed" in page
+    assert f"/api/questions/{asked['id']}/again" in page
+    assert session.desk.find(asked["id"]).answer is None
+
+
+def test_a_question_of_a_server_that_was_ended_says_so(folder, session, monkeypatch):
+    go_on, begun = Event(), Event()
+    monkeypatch.setattr(
+        "whence.explorer.questions.answer_change", lambda *_: begun.set() or go_on.wait(20) or {}
+    )
+    asked = client_of(session, **HEADER).post(
+        "/api/questions", json={"kind": "change", "remove": [4]}
+    )
+    assert begun.wait(10)
+    after = Session.open(Catalog.open(folder), None)  # as the next server opens it
+    go_on.set()
+    page = client_of(after, **HEADER).get(asked.json()["href"]).text
+    assert "The server was ended before the answer was there" in page
 
 
 def test_parts_of_an_example_are_shown_as_a_section(ask, client):
