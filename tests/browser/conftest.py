@@ -12,7 +12,7 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
-EXPECTED = ("ERR_CONNECTION_REFUSED", "status of 404")
+EXPECTED = ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET")
 """What the console may say where a server was killed."""
 
 

@@ -186,6 +186,7 @@ def test_a_killed_server_loses_nothing_and_a_moved_problem_is_said(page, digits,
     page.get_by_role("button", name="Find suspects").click()
     page.locator("#review").wait_for()
     press(page, "k", "1 decision")
+    page.wait_for_load_state("networkidle")
     digits.process.send_signal(signal.SIGKILL)
     digits.process.wait()
     press(page, "k", "The server does not answer any more")

@@ -104,9 +104,7 @@ def _titles(measurement: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _point_words(point: Json, kind: str, unit: str) -> str:
-    without = (
-        f"example {point['example']}" if kind != "subsets" else f"subset {point['example']}"
-    )
+    without = f"example {point['example']}" if kind != "subsets" else f"subset {point['example']}"
     return (
         f"query {point['query']} without {without}: predicted {number(point['predicted'])}, "
         f"actual {number(point['actual'])} {unit}"
