@@ -85,7 +85,7 @@ def test_the_last_checkpoint_lies_on_the_way_to_the_last_state():
     batch = course.batch(STEPS - 1)
     ones = torch.ones_like(batch.weights)
     state = course.step(last.parameters[None], ones, batch=batch, at=STEPS - 1)
-    assert_close(state, run(course, torch.ones(1, 30))[0])
+    assert_close(state, run([course], torch.ones(1, 30))[0])
 
 
 @pytest.mark.parametrize("training", [None, CallableTraining(lambda weights, seed: None)])

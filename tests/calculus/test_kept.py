@@ -66,6 +66,16 @@ def test_what_was_trained_is_found_again(tmp_path: Path) -> None:
     assert torch.equal(first.parameters, problem_of(None).retrain(weights).parameters)
 
 
+def test_trainings_of_one_seed_are_found_among_those_of_many(tmp_path: Path) -> None:
+    weights, problem = some_weights(3), problem_of(tmp_path)
+    alone = problem.retrain(weights[:2], seed=1)
+    mixed = problem.retrain(weights[[2, 0, 1, 0]], seed=[1, 1, 1, 2])
+    assert mixed.report["reused"] == 2
+    assert torch.equal(mixed.parameters[1:3], alone.parameters)
+    assert not torch.equal(mixed.parameters[3], mixed.parameters[1])
+    assert reused(problem, weights[:1], seed=2) == 1
+
+
 def test_only_rows_that_are_new_are_trained_and_equal_ones_once(tmp_path: Path) -> None:
     weights = some_weights(3)
     problem = problem_of(tmp_path)

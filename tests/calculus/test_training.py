@@ -85,6 +85,21 @@ def test_many_runs_are_the_runs_one_by_one() -> None:
         assert torch.allclose(problem.retrain(row, seed=1).parameters[0], theta, atol=1e-12)
 
 
+def test_runs_from_seeds_of_their_own_are_the_runs_one_by_one() -> None:
+    problem, seeds = _problem(schedule="cosine"), [2, 0, 2, 5]
+    weights = (torch.rand(4, N, generator=torch.Generator().manual_seed(1)) > 0.5).double()
+    found = problem.retrain(weights, seed=seeds)
+    for row, seed, theta in zip(weights, seeds, found.parameters, strict=True):
+        alone = problem.retrain(row, seed=seed)
+        assert torch.allclose(alone.parameters[0], theta, atol=1e-12)
+        assert alone.report["seed"] == seed
+    assert found.report["seed"] == [2, 0, 5]
+    assert problem.retrain(seed=[1, 2]).parameters.shape == (2, problem.size)
+    for wrong in ([], [1, 2, 3]):
+        with pytest.raises(BadArgument, match=f"{len(wrong)} seeds for 4 rows"):
+            problem.retrain(weights, seed=wrong)
+
+
 def test_every_epoch_sees_every_example_once_in_its_own_order() -> None:
     problem = _problem()
     course = Course(problem, problem.training)
@@ -106,7 +121,7 @@ def test_derivatives_pass_through_all_of_it() -> None:
     (slope,) = torch.autograd.grad(state[0].sum(), weights)
     step = torch.zeros(N).double()
     step[3] = 1e-5
-    ends = run(course, torch.stack([weights + step, weights - step]).detach())[:, 0].sum(1)
+    ends = run([course] * 2, torch.stack([weights + step, weights - step]).detach())[:, 0].sum(1)
     assert slope[3].item() == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-5)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import problems
 from oracles import ridge_closed_form
 from whence.adapters import make_problem
-from whence.core.training import CallableTraining
+from whence.core.training import CallableTraining, Retrained, Trainer
 from whence.errors import BadData, CannotRetrain, NonFinite, ProblemError
 
 
@@ -32,6 +32,38 @@ def test_it_is_called_once_for_each_row_of_weights_with_the_seed():
     assert found.parameters.tolist() == [[float(run)] * 6 for run in (1, 2, 3)]
     assert found.parameters.dtype == problem.dtype
     assert found.report == {"training": "train", "seed": 5}
+
+
+def test_it_is_called_seed_by_seed_and_its_answers_stay_in_order():
+    problem = problems.ridge().problem
+    calls: list[int] = []
+
+    def train(weights: Tensor, seed: int) -> Tensor:
+        calls.append(seed)
+        return torch.full((6,), 10.0 * seed + weights[0])
+
+    weights = torch.arange(4.0)[:, None].expand(-1, 40)
+    found = CallableTraining(train).retrain_each(problem, weights, seeds=[3, 1, 3, 2])
+    assert calls == [3, 3, 1, 2]
+    assert found.parameters[:, 0].tolist() == [30, 11, 32, 23]
+    assert found.report == {"training": "train", "seed": [3, 1, 2]}
+
+
+def test_where_seeds_change_nothing_there_is_one_call():
+    problem = problems.ridge().problem
+    calls: list[int] = []
+
+    class Fixed(Trainer):
+        name, is_deterministic = "fixed", True
+
+        def retrain(self, problem: object, weights: Tensor, *, seed: int = 0) -> Retrained:
+            calls.append(len(weights))
+            return Retrained(weights)
+
+    weights = torch.rand(4, 40, generator=torch.Generator().manual_seed(0))
+    found = Fixed().retrain_each(problem, weights, seeds=[3, 1, 3, 2])
+    assert calls == [4]
+    assert torch.equal(found.parameters, weights)
 
 
 def test_modules_states_and_flat_tensors_mean_the_same():

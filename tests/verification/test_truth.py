@@ -151,5 +151,5 @@ class Diverging(Trainer):
 def test_a_training_that_diverges_is_named(ridge):
     problem, scores = ridge
     ids = problem.data.ids[:3].tolist()
-    with pytest.raises(NonFinite, match="1 of 4 trainings with seed 0"):
+    with pytest.raises(NonFinite, match="1 of 4 trainings with the seeds 0 "):
         verify(problem, scores, training=Diverging(), examples=ids)

@@ -1,11 +1,12 @@
-"""Many trainings at once that differ in nothing but their weights.
+"""Many trainings at once that differ in nothing but their weights and seeds.
 
-Runs of one *group* go side by side from the first step to the last, so that every batch is made
-once for all of them. Within a group, the gradients of a *stack* of runs are one call: a small model
-costs mostly the Python and the start of each operation, and both are shared. A stack is as large as
-its numbers fit the cache; models whose single run fills it are trained one by one, which is then
-the fastest way. How runs are grouped changes results by rounding only, and the same call always
-groups them in the same way.
+Runs of one *group* go side by side from the first step to the last, so that the batches of a seed
+are made once for all its runs. Within a group, the gradients of a *stack* of runs are one call: a
+small model costs mostly the Python and the start of each operation, and both are shared. Runs of
+several seeds in a stack see batches of their own, which are then inputs of the same call. A stack
+is as large as its numbers fit the cache; models whose single run fills it are trained one by one,
+which is then the fastest way. How runs are grouped changes results by rounding only, and the same
+call always groups them in the same way.
 
 Measured with one core, gradient of one step for one run, in ms (cnn: two convolutions, 28 x 28):
 
@@ -18,12 +19,13 @@ Measured with one core, gradient of one step for one run, in ms (cnn: two convol
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map, tree_map_only
 
 from whence.calculus.gradients import is_vectorised
 from whence.calculus.tracing import Traced
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from whence.calculus.training import Course
 
 T = TypeVar("T")
+
+Kind = Callable[..., Tensor]
+"""How the gradients of a stack are taken: of one run, of runs of one seed, or of several seeds."""
 
 _STACK_BYTES = 8 * 2**20
 """Parameters and activations of a stack; more leave the cache of a core and are slower."""
@@ -49,11 +54,11 @@ _CALLS_OF_A_GRAPH = 300
 # ---------------------------------------------------------------------------- from start to end
 
 
-def run(course: "Course", weights: Tensor) -> Tensor:
+def run(courses: "Sequence[Course]", weights: Tensor) -> Tensor:
     """The last state of M trainings.
 
     Args:
-        course: of all of them.
+        courses: (M,) of each; the same one for trainings from one seed.
         weights: (M, N).
 
     Returns:
@@ -63,16 +68,16 @@ def run(course: "Course", weights: Tensor) -> Tensor:
         Diverged: a run whose gradient is not a number.
         TooLarge: not even one run fits the memory.
     """
-    return states(course, weights, [course.steps])[0]
+    return states(courses, weights, [courses[0].steps])[0]
 
 
-def states(course: "Course", weights: Tensor, after: Sequence[int]) -> Tensor:
+def states(courses: "Sequence[Course]", weights: Tensor, after: Sequence[int]) -> Tensor:
     """The states of M trainings on their way: checkpoints.
 
     Args:
-        course: of all of them.
+        courses: (M,) of each; the same one for trainings from one seed.
         weights: (M, N).
-        after: K numbers of steps, ascending; 0 is the start and `course.steps` the end.
+        after: K numbers of steps, ascending; 0 is the start and `steps` of a course the end.
 
     Returns:
         (K, M, S, P).
@@ -82,14 +87,15 @@ def states(course: "Course", weights: Tensor, after: Sequence[int]) -> Tensor:
         Diverged: a run whose gradient is not a number.
         TooLarge: not even one run fits the memory.
     """
-    _check_places(course, after)
+    _check_places(courses[0], after)
 
     def visited(rows: range) -> Tensor:
-        steps = Group(course, weights[rows.start : rows.stop], rows).steps(until=after[-1])
+        some = slice(rows.start, rows.stop)
+        steps = Group(courses[some], weights[some], rows).steps(until=after[-1])
         kept = [torch.cat(stacks) for done, stacks in steps if done in after]
         return torch.stack(kept)
 
-    size = group_size(course, kept=len(after))
+    size = group_size(courses[0], kept=len(after))
     return torch.cat(list(in_groups(visited, len(weights), size)), 1)
 
 
@@ -97,7 +103,7 @@ def group_size(course: "Course", *, kept: int = 1) -> int:
     """How many runs the memory of the training allows side by side.
 
     Args:
-        course: of all of them.
+        course: of any of them.
         kept: how many states of each are kept.
     """
     slots = course.optimizer.slots + 1
@@ -165,14 +171,19 @@ class Group:
     """Trainings side by side.
 
     Args:
-        course: of all of them.
+        courses: (m,) of each; the same one for trainings from one seed.
         weights: (m, N).
-        rows: their places among all that were asked for.
+        rows: (m,) their places among all that were asked for.
     """
 
-    course: "Course"
+    courses: "Sequence[Course]"
     weights: Tensor
     rows: Sequence[int]
+
+    @property
+    def course(self) -> "Course":
+        """What all runs have in common: everything but starts and batches."""
+        return self.courses[0]
 
     def steps(
         self, *, until: int, state: Tensor | None = None, done: int = 0
@@ -191,22 +202,27 @@ class Group:
             Diverged: a gradient is not a number.
         """
         course = self.course
-        if state is None:
-            start = course.start()
-            state = start.expand(len(self.rows), *start.shape)
-        size = stack_size(course, len(self.rows))
-        stacks = [stack.clone(memory_format=torch.contiguous_format) for stack in state.split(size)]
+        state = self._start() if state is None else state.clone()
+        size = stack_size(self.courses)
+        stacks = list(state.split(size))
         weights = self.weights.to(state).split(size)
+        rows = [slice(place, place + size) for place in range(0, len(self.rows), size)]
+        batches = Batches()
         slopes = Slopes(course, len(stacks) * course.steps)
         yield done, stacks
         label = f"Training {len(self.rows)} models at once"
         for at in track(range(done, until), label):
-            batch = course.batch(at)
-            for place, (stack, of) in enumerate(zip(stacks, weights, strict=True)):
+            for stack, of, some in zip(stacks, weights, rows, strict=True):
+                batch = batches.of(self.courses[some], at)
                 slope = slopes(stack[:, 0].contiguous(), batch, of)
-                self._check(slope, self.rows[place * size : (place + 1) * size], at)
+                self._check(slope, self.rows[some], at)
                 course.update_(stack, slope, at=at)
             yield at + 1, stacks
+
+    def _start(self) -> Tensor:
+        """(m, S, P) the states before the first step."""
+        starts = {course: course.start() for course in dict.fromkeys(self.courses)}
+        return torch.stack([starts[course] for course in self.courses])
 
     def _check(self, slope: Tensor, rows: Sequence[int], at: int) -> None:
         """Refuses runs whose gradient is not a number: their later parameters would be none."""
@@ -224,17 +240,60 @@ class Group:
             )
 
 
-def stack_size(course: "Course", runs: int) -> int:
-    """How many of some runs go into one stack; as even as they can be."""
+def stack_size(courses: "Sequence[Course]") -> int:
+    """How many of m runs go into one stack; as even as they can be."""
+    runs, course = len(courses), courses[0]
     problem = course.problem
     if not is_vectorised(problem):
         return 1
-    batch = min(course.training.batch_size, len(problem))
-    numbers = batch * problem.activation_size + (course.optimizer.slots + 2) * problem.size
+    own = 0 if _is_one(courses) else problem.input_size
+    batch = min(course.training.batch_size, len(problem)) * (own + problem.activation_size)
+    numbers = batch + (course.optimizer.slots + 2) * problem.size
     is_cpu = problem.device.type == "cpu"
     room = _STACK_BYTES if is_cpu else _DEVICE_STACK_BYTES
     most = max(1, room // (numbers * problem.parameters.element_size()))
     return -(-runs // -(-runs // most))
+
+
+def _is_one(courses: "Sequence[Course]") -> bool:
+    return all(course is courses[0] for course in courses)
+
+
+class Batches:
+    """What the runs of a stack see in a step. Stacks of one seed are handed the same batch."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Course, int] | None = None
+        self._batch: Batch | None = None
+
+    def of(self, courses: "Sequence[Course]", at: int) -> Batch:
+        """The batch of a step; of runs from k seeds, with an axis (k, B) in place of (B,)."""
+        if not _is_one(courses):
+            return _side_by_side(courses, at)
+        if self._batch is None or self._last != (courses[0], at):
+            self._last, self._batch = (courses[0], at), courses[0].batch(at)
+        return self._batch
+
+
+def _side_by_side(courses: "Sequence[Course]", at: int) -> Batch:
+    """The batches of k runs in one, taken from the data at once where nothing augments them."""
+    places = torch.stack([course.positions(at) for course in courses])  # (k, B)
+    if courses[0].training.augment is None:
+        batch = courses[0].problem.batch(places.flatten())
+        parts = tree_map_only(Tensor, lambda leaf: leaf.unflatten(0, places.shape), _parts(batch))
+    else:
+        parts = tree_map(_stacked, *(_parts(course.batch(at)) for course in courses))
+    inputs, targets, base = parts
+    return Batch(inputs, targets, places, base)
+
+
+def _stacked(*leaves: Any) -> Any:
+    return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+
+
+def _parts(batch: Batch) -> tuple[Tree, Tensor | None, Tensor]:
+    """What of a batch enters a loss, as arguments of a function of tensors."""
+    return batch.inputs, batch.targets, batch.weights
 
 
 class Slopes:
@@ -251,41 +310,54 @@ class Slopes:
         self._loss = course.loss
         self._full = min(course.training.batch_size, len(course.problem))
         self._pays = calls >= _CALLS_OF_A_GRAPH
-        self._graphs = {is_one: Traced(self._function(is_one)) for is_one in (True, False)}
-        self._prepared: set[int] = set()
+        kinds = self._of_one, self._of_one_seed, self._of_several
+        self._graphs = {kind: Traced(kind) for kind in kinds}
+        self._prepared: set[tuple[Kind, torch.Size]] = set()
 
     def __call__(self, thetas: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-        """Gradients (k, P) at (k, P) parameters with the weights (k, N) of all examples."""
-        weights = weights[:, batch.positions.to(weights.device)]
-        is_one = len(thetas) == 1
-        at = (thetas[0], weights[0]) if is_one else (thetas, weights)
-        parts = batch.inputs, batch.targets, batch.weights
-        if self._pays and len(batch) == self._full:
-            self._prepare(len(thetas), at, parts)
-            slope = self._graphs[is_one](*at, *parts)
-        else:
-            slope = self._function(is_one)(*at, *parts)
-        return slope[None] if is_one else slope
+        """Gradients (k, P) of k runs.
 
-    def _prepare(self, runs: int, at: tuple[Tensor, Tensor], parts: tuple[Tree, ...]) -> None:
+        Args:
+            thetas: (k, P).
+            batch: from `Batches`.
+            weights: (k, N) of all examples.
+        """
+        places = batch.positions.to(weights.device)
+        if places.ndim == 2:
+            kind, at = self._of_several, (thetas, weights.gather(1, places))
+        elif len(thetas) > 1:
+            kind, at = self._of_one_seed, (thetas, weights[:, places])
+        else:
+            kind, at = self._of_one, (thetas[0], weights[0, places])
+        parts = _parts(batch)
+        if self._pays and places.shape[-1] == self._full:
+            self._prepare(kind, at, parts)
+            kind = self._graphs[kind]
+        return kind(*at, *parts).view_as(thetas)
+
+    def _prepare(self, kind: Kind, at: tuple[Tensor, Tensor], parts: tuple[Tree, ...]) -> None:
         """Has the graph made and compared before it counts.
 
         A training that goes on after an interruption computes every step as one that had none.
         """
-        if runs not in self._prepared:
-            self._prepared.add(runs)
+        known = kind, at[0].shape
+        if known not in self._prepared:
+            self._prepared.add(known)
             for scale in (1.0, 1.5):
-                self._graphs[runs == 1](scale * at[0], at[1], *parts)
-
-    def _function(self, is_one: bool) -> Callable[..., Tensor]:
-        return self._of_one if is_one else self._of_many
+                self._graphs[kind](scale * at[0], at[1], *parts)
 
     def _of_one(self, theta: Tensor, weights: Tensor, *parts: Tree) -> Tensor:
         inputs, targets, base = parts
         batch = Batch(inputs, targets, torch.arange(len(weights)), base)
         return grad(self._loss)(theta, batch, weights)
 
-    def _of_many(self, thetas: Tensor, weights: Tensor, *parts: Tree) -> Tensor:
-        axes = (0, 0, *(None for _ in parts))
+    def _of_one_seed(self, thetas: Tensor, weights: Tensor, *parts: Tree) -> Tensor:
+        return self._of_many((None, None, None), thetas, weights, parts)
+
+    def _of_several(self, thetas: Tensor, weights: Tensor, *parts: Tree) -> Tensor:
+        axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, parts)
+        return self._of_many(axes, thetas, weights, parts)
+
+    def _of_many(self, axes: Tree, thetas: Tensor, weights: Tensor, parts: Tree) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention would go run by run
-            return vmap(self._of_one, in_dims=axes)(thetas, weights, *parts)
+            return vmap(self._of_one, in_dims=(0, 0, *axes))(thetas, weights, *parts)

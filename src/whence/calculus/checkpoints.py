@@ -50,7 +50,7 @@ def checkpoints(problem: Problem, count: int) -> list[Checkpoint]:
         )
     edges = [part * course.steps // count for part in range(count + 1)]
     middles = [(low + high) // 2 for low, high in pairwise(edges)]
-    kept = states(course, torch.ones(1, len(problem)), middles)[:, 0]  # (C, S, P)
+    kept = states([course], torch.ones(1, len(problem)), middles)[:, 0]  # (C, S, P)
     return [
         Checkpoint(state[0], _reach(course, state, middle, range(*part)))
         for state, middle, part in zip(kept, middles, pairwise(edges), strict=True)

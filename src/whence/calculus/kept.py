@@ -1,6 +1,7 @@
 """Trainings kept in a folder: found again, and gone on with after an interruption."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +26,26 @@ _PROBED = 64
 """Examples on which model and loss are recognised."""
 
 
-def trained(course: "Course", weights: Tensor) -> tuple[Tensor, int]:
+def trained(courses: "Sequence[Course]", weights: Tensor) -> tuple[Tensor, int]:
     """The parameters of M trainings, and how many of them were found in the folder.
 
     A training goes into the folder when it has come to its end, and the states of those on their
-    way every `SAVE_SECONDS`. Equal rows of weights are trained once.
+    way every `SAVE_SECONDS`. Equal rows of weights are trained once from a seed.
 
     Args:
-        course: of all of them, with the folder.
+        courses: (M,) one of each, with the folder; the same one for trainings from one seed.
         weights: (M, N).
 
     Returns:
         (M, P), and a count.
     """
-    if course.training.cache is None:
-        return run(course, weights)[:, 0], 0
-    kept, recipe = Trainings(Path(course.training.cache)), recognised(course)
-    weights = weights.to(course.problem.parameters)
-    keys = [fingerprint(recipe, row) for row in weights.cpu().numpy()]
+    training = courses[0].training
+    if training.cache is None:
+        return run(courses, weights)[:, 0], 0
+    kept, recipes = Trainings(Path(training.cache)), {c: recognised(c) for c in set(courses)}
+    weights = weights.to(courses[0].problem.parameters)
+    pairs = zip(courses, weights.cpu().numpy(), strict=True)
+    keys = [fingerprint(recipes[course], row) for course, row in pairs]
     known = {key: found for key in keys if (found := kept.find(key)) is not None}
     reused = sum(key in known for key in keys)
     missing = list({key: place for place, key in enumerate(keys) if key not in known}.values())
@@ -51,13 +54,14 @@ def trained(course: "Course", weights: Tensor) -> tuple[Tensor, int]:
         places = missing[group.start : group.stop]
         names = [keys[place] for place in places]
         whole = fingerprint(*names)
-        ends = _to_the_end(kept, Group(course, weights[places], places), whole)
+        own = [courses[place] for place in places]
+        ends = _to_the_end(kept, Group(own, weights[places], places), whole)
         for name, end in zip(names, ends, strict=True):
             kept.keep(name, end)
         kept.forget_interrupted(whole)
         return dict(zip(names, ends, strict=True))
 
-    for made in in_groups(work, len(missing), group_size(course)):
+    for made in in_groups(work, len(missing), group_size(courses[0])):
         known |= made
     return torch.from_numpy(np.stack([known[key] for key in keys])).to(weights), reused
 

@@ -11,7 +11,7 @@ else. On one machine a training gives the same bits every time.
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,12 +134,16 @@ class Training(Trainer):
             return self.init()
 
     def retrain(self, problem: Problem, weights: Tensor, *, seed: int = 0) -> Retrained:
-        """Trains once for each row of weights; see `Trainer.retrain`.
+        """Trains once for each row of weights; see `retrain_each`."""
+        return self.retrain_each(problem, weights, seeds=[seed] * len(weights))
+
+    def retrain_each(self, problem: Problem, weights: Tensor, *, seeds: Sequence[int]) -> Retrained:
+        """Trains all of them side by side; see `Trainer.retrain_each`.
 
         Args:
             problem: what is trained.
             weights: (M, N).
-            seed: counted from that of the training.
+            seeds: (M,) counted from that of the training.
 
         Raises:
             BadArgument: weights of another shape, negative or NaN.
@@ -148,13 +152,14 @@ class Training(Trainer):
             TooLarge: not even one training fits the memory.
         """
         check_weights(problem, weights)
-        course, started = Course(problem, self, seed), time.monotonic()
-        check_repeatable(course)
-        parameters, reused = trained(course, weights)
+        courses, started = {seed: Course(problem, self, seed) for seed in seeds}, time.monotonic()
+        first = courses[seeds[0]]
+        check_repeatable(first)
+        parameters, reused = trained([courses[seed] for seed in seeds], weights)
         report = {
             "training": self.name,
-            "seed": seed,
-            "steps": course.steps,
+            "seed": seeds[0] if len(courses) == 1 else list(courses),
+            "steps": first.steps,
             "reused": reused,
             "seconds": time.monotonic() - started,
         }

@@ -6,7 +6,7 @@ The model is called functionally and never changed. Parameters travel as one fla
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,7 +33,7 @@ from whence.core.pieces import in_pieces
 from whence.core.regularizers import Regularizer
 from whence.core.scores import Measurement
 from whence.core.training import Retrained, Trainer
-from whence.errors import BadData, CannotRetrain
+from whence.errors import BadArgument, BadData, CannotRetrain
 from whence.numerics.vectors import Layout
 from whence.store import fingerprint
 
@@ -379,15 +379,16 @@ class Problem:
             total += (w * self.losses(parameters, batch)).double().sum()
         return total / self.total_weight(weights) + self.penalty(parameters).double()
 
-    def retrain(self, weights: Tensor | None = None, *, seed: int = 0) -> Retrained:
+    def retrain(self, weights: Tensor | None = None, *, seed: int | Sequence[int] = 0) -> Retrained:
         """Parameters that training with these example weights leads to.
 
         Args:
             weights: (M, N) or (N,) weights, 0 = removed; default all one.
-            seed: of everything random in the training.
+            seed: of everything random in the training; or M of them, one for each training.
 
         Raises:
             CannotRetrain: the problem has no training.
+            BadArgument: another number of seeds than of trainings.
         """
         if self.training is None:
             raise CannotRetrain(
@@ -396,9 +397,18 @@ class Problem:
                 remedy="Pass training=... to make_problem: a function (weights, seed) -> trained "
                 "model.",
             )
-        if weights is None:
-            weights = torch.ones(len(self))
-        return self.training.retrain(self, torch.atleast_2d(weights), seed=seed)
+        rows = torch.atleast_2d(torch.ones(len(self)) if weights is None else weights)
+        if not isinstance(seed, Iterable):
+            return self.training.retrain(self, rows, seed=seed)
+        seeds = [int(own) for own in seed]
+        rows = rows.expand(len(seeds), -1) if len(rows) == 1 else rows
+        if not 0 < len(seeds) == len(rows):
+            raise BadArgument(
+                found=f"{len(seeds)} seeds for {len(rows)} rows of weights.",
+                why="Each training starts from one of them.",
+                remedy="Give as many seeds as rows, or one number for all of them.",
+            )
+        return self.training.retrain_each(self, rows, seeds=seeds)
 
     # --------------------------------------------------------------- variants
 

@@ -6,7 +6,7 @@ removes an example; N stays N unless the problem renormalises.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,6 +58,38 @@ class Trainer(ABC):
         Returns:
             (M, P) parameters, with a report.
         """
+
+    def retrain_each(
+        self, problem: "Problem", weights: Tensor, *, seeds: Sequence[int]
+    ) -> Retrained:
+        """Trains M times, each time from a seed of its own.
+
+        By one call of `retrain` for each seed, unless a training knows a faster way.
+
+        Args:
+            problem: what is trained.
+            weights: (M, N).
+            seeds: (M,), equal ones among them or not.
+
+        Returns:
+            (M, P) parameters. Seconds in the report are those of all calls, other entries those of
+            the first.
+        """
+        if self.is_deterministic:
+            return self.retrain(problem, weights, seed=seeds[0])
+        rows: dict[int, list[int]] = {}
+        for place, seed in enumerate(seeds):
+            rows.setdefault(seed, []).append(place)
+        label = f"Training from {len(rows)} seeds"
+        found = [
+            self.retrain(problem, weights[places], seed=seed)
+            for seed, places in track(list(rows.items()), label)
+        ]
+        back = torch.tensor([place for places in rows.values() for place in places]).argsort()
+        report = found[0].report | {"seed": list(rows)}
+        if "seconds" in report:
+            report["seconds"] = sum(one.report["seconds"] for one in found)
+        return Retrained(torch.cat([one.parameters for one in found])[back], report)
 
 
 @dataclass(frozen=True)

@@ -103,20 +103,19 @@ class Ensemble(Method):
         started = time.monotonic()
         inside = self._inside(problem)
         seeds = [FIRST_SEED + self.seed * self.size + place for place in range(self.size)]
-        pairs = track(list(zip(inside, seeds, strict=True)), "Training members")
-        trained = [problem.retrain(self._weights(row), seed=seed) for row, seed in pairs]
+        weights = torch.stack([self._weights(row) for row in inside])
+        trained = problem.retrain(weights, seed=seeds)
         report = {
             "method": "ensemble",
             "members": self.size,
             "member_share": float(inside[0].double().mean()),
             "scored_by": self.scored_by,
             "member_method": _name(self.member),
-            "training": trained[0].report.get("training"),
+            "training": trained.report.get("training"),
             "seed": self.seed,
             "fit_seconds": time.monotonic() - started,
         }
-        parameters = torch.cat([found.parameters for found in trained])
-        members = Members(problem, parameters, inside, tuple(seeds))
+        members = Members(problem, trained.parameters, inside, tuple(seeds))
         takes_part = inside if self.scored_by == "seen" else torch.ones_like(inside)
         return FittedEnsemble(problem, report, self.member, members, takes_part)
 

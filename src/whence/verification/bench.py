@@ -1,6 +1,6 @@
 """Trains again and measures the queries under every model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,35 +41,42 @@ class Bench:
     measurement: Measurement
     queries: Queries
 
-    def effects(self, weights: Tensor, seed: int) -> tuple[Array, Retrained]:
-        """What M rows of weights do, against the first row of all.
+    def effects(self, weights: Tensor, seeds: Sequence[int]) -> tuple[Array, Retrained]:
+        """What M rows of weights do, against the first row of all under the same seed.
 
         Args:
             weights: (1 + M, N); the first row is the control.
-            seed: shared by all trainings.
+            seeds: S, under each of which all rows are trained.
 
         Returns:
-            (Q, M) effects, and the 1 + M trainings.
+            (S, Q, M) effects, and the S (1 + M) trainings, those of the first seed first.
 
         Raises:
             NonFinite: a training ended at parameters that are not numbers.
         """
-        retrained = self.training.retrain(self.problem, weights, seed=seed)
-        self._refuse_diverged(retrained.parameters, seed)
+        retrained = self._trained(self.problem, weights, seeds)
+        self._refuse_diverged(retrained.parameters, seeds)
         values = self.values(retrained.parameters)
-        return values[:, 1:] - values[:, :1], retrained
+        values = values.reshape(len(values), len(seeds), len(weights)).swapaxes(0, 1)
+        return values[:, :, 1:] - values[:, :, :1], retrained
 
-    def effect_of(self, change: Change, seed: int) -> tuple[Array, Tensor]:
-        """(Q,) effect of one change, and (2, P) of the control and the changed training."""
-        rows = torch.stack([torch.ones(len(self.problem)).double(), change.row(len(self.problem))])
+    def effect_of(self, change: Change, seeds: Sequence[int]) -> tuple[Array, Tensor]:
+        """(S, Q) effects of one change, and (2, P) of the first control and changed training."""
+        problem, row = self.problem, change.row(len(self.problem))[None]
+        ones = torch.ones_like(row)
         if change.is_replacement:
-            pairs = zip((self.problem, change.contents(self.problem)), rows, strict=True)
-            found = [self.training.retrain(p, row[None], seed=seed).parameters for p, row in pairs]
-            parameters = torch.cat(found)
+            pairs = (problem, ones), (change.contents(problem), row)
+            control, changed = (self._trained(p, w, seeds).parameters for p, w in pairs)
         else:
-            parameters = self.training.retrain(self.problem, rows, seed=seed).parameters
-        values = self.values(parameters)
-        return values[:, 1] - values[:, 0], parameters
+            both = self._trained(problem, torch.cat([ones, row]), seeds).parameters
+            control, changed = both[::2], both[1::2]
+        effects = self.values(changed) - self.values(control)
+        return effects.T, torch.stack([control[0], changed[0]])
+
+    def _trained(self, problem: Problem, weights: Tensor, seeds: Sequence[int]) -> Retrained:
+        """All rows under each seed in turn."""
+        own = [seed for seed in seeds for _ in weights]
+        return self.training.retrain_each(problem, weights.repeat(len(seeds), 1), seeds=own)
 
     def values(self, parameters: Tensor) -> Array:
         """(Q, M) measurements at parameters (M, P), in the precision that these have."""
@@ -83,12 +90,13 @@ class Bench:
             measure_many(problem, self.measurement, asked, at=parameters).T.double().cpu().numpy()
         )
 
-    def _refuse_diverged(self, parameters: Tensor, seed: int) -> None:
+    def _refuse_diverged(self, parameters: Tensor, seeds: Sequence[int]) -> None:
         is_broken = ~parameters.isfinite().all(1)
         if bool(is_broken.any()):
             raise NonFinite(
-                found=f"{int(is_broken.sum())} of {len(parameters)} trainings with seed {seed} "
-                f"({self.training.name}) ended at parameters that are NaN or infinite.",
+                found=f"{int(is_broken.sum())} of {len(parameters)} trainings with the seeds "
+                f"{', '.join(map(str, seeds))} ({self.training.name}) ended at "
+                "parameters that are NaN or infinite.",
                 why="There is no actual effect to compare with.",
                 remedy="Lower the learning rate of the training, or clip its gradients.",
             )

@@ -71,12 +71,10 @@ def retrain(
     measured = problem.measurement(measurement)
     bench = Bench(problem, how, measured, problem.queries(queries))
     repeats = 1 if how.is_deterministic else 1 + _REPEATS
-    runs = [bench.effect_of(change, seed + i) for i in range(repeats)]
-    actual = np.stack([effects for effects, _ in runs])
+    actual, (control, changed) = bench.effect_of(change, range(seed, seed + repeats))
     noise = np.zeros(actual.shape[1])
     if repeats > 1:
         noise = actual.std(axis=0, ddof=1) / math.sqrt(repeats)
-    control, changed = runs[0][1]
     baseline = bench.values(problem.parameters[None])[:, 0]
     warnings = drift_warnings(bench, control, baseline=baseline, actual=actual[0][:, None])
     return Retraining(actual.mean(axis=0), noise, how.name, changed, tuple(warnings))

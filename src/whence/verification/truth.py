@@ -107,9 +107,7 @@ def measure_truth(
     """
     started = time.monotonic()
     count = _count_seeds(bench, target, seeds)
-    weights = removals.weights()
-    found = [bench.effects(weights, seed + i) for i in range(count)]
-    runs, retrained = np.stack([effects for effects, _ in found]), found[0][1]
+    runs, retrained = bench.effects(removals.weights(), range(seed, seed + count))
     baseline = bench.values(bench.problem.parameters[None])[:, 0]
     return Truth(
         target=target,
@@ -180,8 +178,8 @@ def _noise(
     few = max(min(FEWEST, len(removals)), len(removals) // 5)
     chosen = np.linspace(0, len(removals) - 1, few).astype(int)
     weights = removals.some(chosen).weights()
-    again = [bench.effects(weights, seed + 1 + i)[0] for i in range(_REPEATS)]
-    return np.stack([runs[0][:, chosen], *again]).var(axis=0, ddof=1).mean(axis=1)
+    again, _ = bench.effects(weights, range(seed + 1, seed + 1 + _REPEATS))
+    return np.concatenate([runs[:, :, chosen], again]).var(axis=0, ddof=1).mean(axis=1)
 
 
 def _is_repeatable(bench: Bench, retrained: Retrained, seed: int) -> bool:
