@@ -3,6 +3,7 @@
 factored    scores of 200 queries and 10,000 images from factors of gradients, 784-512-256-10,
             against gradients that are written out (tolerance 0)
 subsample   scores from moments of half of 4,000 images against those of all, 55,338 parameters
+places      bases from an eighth of the places of every image against all of them, 55,338 parameters
 compressed  refined solves for fewer combinations than 200 queries, 784-32-10, 1,000 images
 
 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/ekfac_shortcuts.py
@@ -74,6 +75,23 @@ def subsample(work: Work) -> dict[str, Any]:
     return facts | compared(some.values, full)
 
 
+def places(work: Work) -> dict[str, Any]:
+    """Bases from some of the places at which an example uses a layer, and from all of them."""
+    fit(work, whence.EKFAC())  # imports, allocations
+    cost, few = timed(lambda: fit(work, whence.EKFAC()))
+    share, kronecker.PLACES = kronecker.PLACES, 10**9
+    try:
+        dear, every = timed(lambda: fit(work, whence.EKFAC()))
+    finally:
+        kronecker.PLACES = share
+    values, reference = (f.scores(work.queries, work.measurement).values for f in (few, every))
+    return {
+        "core seconds of the fit, some": cost["core seconds"],
+        "core seconds of the fit, all": dear["core seconds"],
+        **compared(values, reference),
+    }
+
+
 def compressed(work: Work) -> dict[str, Any]:
     """Refined scores of 200 queries, each solved for, and compressed."""
     queries = tuple(part[:200] for part in work.queries)
@@ -131,6 +149,7 @@ def compared(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 MEASUREMENTS = {
     "factored": (factored, "mlp"),
     "subsample": (subsample, "cnn"),
+    "places": (places, "cnn-small"),
     "compressed": (compressed, "mlp-small"),
     "compressed, digits": (compressed, "digits-sgd"),
 }

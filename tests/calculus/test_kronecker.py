@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
@@ -14,11 +15,19 @@ from whence.adapters import make_problem
 from whence.calculus import kronecker
 from whence.calculus.fisher import Fisher
 from whence.calculus.gradients import gradients, output_hessians
-from whence.calculus.kronecker import Basis, Kronecker, KroneckerBlock, Plan, fit_kronecker
+from whence.calculus.kronecker import (
+    Basis,
+    Kronecker,
+    KroneckerBlock,
+    Places,
+    Plan,
+    fit_kronecker,
+)
 from whence.calculus.products import CurvatureMatrix, decay_diagonal
 from whence.core.problem import Problem
 from whence.curvature.ekfac import EKFAC
 from whence.errors import NonFinite, NumericsError
+from whence.numerics import draws
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
@@ -424,6 +433,47 @@ def test_directions_without_any_curvature_are_left_out():
     solved = fitted(problem).solve(torch.eye(3).double(), (0.0,))
     assert bool(solved.isfinite().all())
     assert_allclose(solved[1], 0, atol=1e-12)
+
+
+# ------------------------------------------------------------------ bases from some of the places
+
+
+def conv_with_many_places() -> Problem:
+    """400 pictures of 8 x 8, two convolutions; an eighth of 64 places is looked at."""
+    layers = (nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 3, padding=1), nn.Flatten())
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers, nn.Linear(128, 3)).double().eval()
+    data = drawn(400, 1, 8, 8), torch.arange(400) % 3
+    return make_problem(model, data, loss="cross_entropy", weight_decay=1e-2)
+
+
+def test_bases_from_some_of_the_places_are_nearly_those_from_all(monkeypatch):
+    problem = conv_with_many_places()
+    some = fitted(problem, fisher="empirical")
+    monkeypatch.setattr(kronecker, "PLACES", 64)
+    every = fitted(problem, fisher="empirical")
+    for a, b in zip(some.blocks, every.blocks, strict=True):
+        assert_allclose(a.left.values, b.left.values, rtol=0.3)
+        assert_allclose(a.right.values, b.right.values, rtol=0.3)
+    vectors = drawn(3, problem.size)
+    a, b = (found.solve(vectors, (0.01,) * len(found.blocks)) for found in (some, every))
+    assert 0 < float((a - b).norm() / b.norm()) < 0.05
+
+
+def test_places_are_the_own_ones_of_an_example_in_whichever_batch():
+    everyone = Places(draws.keys(np.arange(40)), count=10_000).of(100, 20)
+    few = Places(draws.keys(np.arange(30, 35)), count=10_000).of(100, 20)
+    assert everyone.shape == (40, 12)
+    assert torch.equal(everyone[30:35], few)
+    assert len({tuple(row) for row in everyone.tolist()}) > 20
+    assert all(len(set(row)) == 12 for row in everyone.tolist())
+
+
+def test_a_side_gets_enough_rows_for_its_coordinates_or_all_there_are():
+    keys = draws.keys(np.arange(5))
+    assert Places(keys, count=100).of(100, 60).shape == (5, 32 * 60 // 100)
+    assert Places(keys, count=10).of(100, 60) is None
+    assert Places(keys, count=10_000).of(8, 60) is None
 
 
 # ------------------------------------------------------------------ each gradient against itself

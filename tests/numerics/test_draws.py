@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 from torch import Tensor
 
 from whence.errors import BadArgument
-from whence.numerics.draws import Words, keys, order, signs, subsets
+from whence.numerics.draws import Words, keys, order, signs, starts, subsets
 
 COUNT = 2000
 """Examples, and with a hundred signs each the draws behind every interval."""
@@ -164,3 +164,14 @@ def test_examples_are_in_subsets_equally_often_and_independently():
 def test_more_subsets_than_there_are_cannot_be_drawn(count, size):
     with pytest.raises(BadArgument, match="of that size"):
         subsets(0, numbered(10), count=count, size=size)
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def test_starts_are_even_and_belong_to_the_example():
+    """Of 7,000 each number comes up 1,000 +- 29 times."""
+    found = starts(0, numbered(7000), 7)
+    assert (torch.bincount(found, minlength=7) - 1000).abs().max() < 5 * 29
+    assert torch.equal(starts(0, numbered(7000)[40:50], 7), found[40:50])
+    assert not torch.equal(starts(1, numbered(7000), 7), found)

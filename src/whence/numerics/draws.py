@@ -66,6 +66,21 @@ def order(seed: int, key: Words) -> Tensor:
     return torch.from_numpy(np.argsort(places, kind="stable"))
 
 
+def starts(seed: int, key: Words, below: int) -> Tensor:
+    """A random whole number for each example.
+
+    Args:
+        seed: of the draw.
+        key: (B,) from `keys`.
+        below: numbers are from 0 to one less.
+
+    Returns:
+        (B,) int64.
+    """
+    words = _hash(_of(seed, key) - _STEP - _STEP)
+    return torch.from_numpy((words % np.uint64(below)).astype(np.int64))
+
+
 def subsets(seed: int, key: Words, *, count: int, size: int) -> Tensor:
     """Different random subsets, each of the `size` examples that come first in an order of its own.
 
