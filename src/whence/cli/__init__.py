@@ -64,7 +64,7 @@ def main() -> None:
 @click.option("--examples", type=click.IntRange(min=2), help="Retrainings that verify it.")
 @quiet_option
 def demo(out: Path, examples: int | None) -> Answer:
-    """A tour on handwritten digits: train, explain, verify, report."""
+    """A tour on handwritten digits, from training to report."""
     from whence import demo as tour
     from whence.cli import tables
 

@@ -78,7 +78,7 @@ def mismatch(asked: Asked, groups: str, strongest: int | None) -> "Result":
 @measurement_option
 @method_option
 def compare(asked: Asked, query_other: str | None, k: int | None) -> "Result":
-    """How two models, PROBLEM and OTHER, use the same training data.
+    """How PROBLEM and OTHER use the same training data.
 
     Both were trained on the same examples, under the same ids and labels.
     """
@@ -104,7 +104,7 @@ def compare(asked: Asked, query_other: str | None, k: int | None) -> "Result":
 @click.option("--seed", type=int, help="Of the draw of subsets, and the first one of trainings.")
 @measurement_option
 def compare_methods(asked: Asked, methods: tuple[str, ...], **options: Any) -> "Result":
-    """How well methods predict the same retrainings, and what each costs.
+    """How well methods predict retraining, and at what cost.
 
     Models are trained on random subsets of the data, once for all methods.
     """
@@ -161,7 +161,7 @@ def damping(asked: Asked, dampings: tuple[float, ...]) -> "Result":
 @click.option("--no-captum", is_flag=True, help="Only the most activating training examples.")
 @measurement_option
 def schools(asked: Asked, no_captum: bool, **options: Any) -> "Result":
-    """The other schools of explanation, for the same prediction.
+    """Other schools of explanation for the same prediction.
 
     The region that mattered, a simpler local model, the most activating training examples.
     """

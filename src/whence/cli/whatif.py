@@ -126,7 +126,7 @@ def replace(asked: Asked, example: str, with_: str) -> "Result":
 def flip(
     asked: Asked, position: int | None, most: int | None, predict_only: bool, seed: int | None
 ) -> "Result":
-    """The fewest training examples without which the answer changes.
+    """The fewest examples without which the answer changes.
 
     Trains again to check every size that it tries.
     """
@@ -170,7 +170,7 @@ def brittleness(asked: Asked, most: int | None, predict_only: bool, seed: int | 
 def removal_curve(
     asked: Asked, position: int | None, ks: tuple[int, ...], **options: Any
 ) -> "Result":
-    """What is left of a prediction without its strongest examples.
+    """A prediction as its strongest examples go.
 
     Trains again without them, and without as many random ones.
     """
@@ -213,7 +213,7 @@ def perturb(asked: Asked, example: str) -> "Result":
 @click.option("--iterations", type=int, help="Steps at the most.")
 @measurement_option
 def poison(asked: Asked, examples: int | None, group: str | None, **options: Any) -> "Result":
-    """Training images changed invisibly until a prediction flips.
+    """Training images changed until a prediction flips.
 
     An attack, to see how fragile a model is. A grey level is 1/255 of the distance from --low to
     --high.
