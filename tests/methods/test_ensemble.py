@@ -16,7 +16,13 @@ from whence.calculus.training import Training
 from whence.core.problem import Problem
 from whence.core.training import Retrained, Trainer
 from whence.errors import BadArgument, CannotRetrain, Unsupported
-from whence.methods.ensemble import FIRST_SEED, Ensemble, Members, subsets
+from whence.methods.ensemble import (
+    FIRST_SEED,
+    Ensemble,
+    Members,
+    subsets,
+    warnings_of_members,
+)
 from whence.methods.gradcos import GradCos
 from whence.methods.influence import Influence
 from whence.methods.magic import MAGIC
@@ -173,6 +179,26 @@ def test_exact_derivatives_are_averaged_over_seeds():
     assert_allclose(found.values, np.mean(rows, axis=0), rtol=1e-8, atol=1e-12)
     with pytest.raises(Unsupported, match="MAGIC"):
         Ensemble("magic", subsets=2).fit(case.problem)
+
+
+def test_what_members_warn_of_is_told_once_with_their_number():
+    case = network()
+    told = Ensemble("exact", seeds=3).fit(case.problem).scores(case.queries).report["warnings"]
+    far = [text for text in told if "not at an optimum" in text]
+    assert len(far) == 1
+    assert far[0].startswith("3 of 3 members: The model is not at an optimum")
+
+
+def test_warnings_that_differ_in_their_numbers_are_of_one_kind():
+    reports = [
+        {"warnings": ["A norm of 1,024.5.", "Of the problem."]},
+        {"warnings": ["Of the problem."]},
+        {"warnings": ["Small.", "A norm of 3.1e-05.", "A norm of 7."]},
+    ]
+    assert warnings_of_members(reports, known=("Of the problem.",)) == [
+        "2 of 3 members: A norm of 1,024.5.",
+        "1 of 3 members: Small.",
+    ]
 
 
 # ------------------------------------------------------------------ what is refused

@@ -1,7 +1,9 @@
 """Effects averaged over models that were trained again: of a training procedure, with errors."""
 
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,7 +36,13 @@ FIRST_SEED = 10_000
 TOP = 10
 """Rank stability looks at so many of the largest effects of a query."""
 
-_MEMBER_FACTS = ("curvature", "matrix", "matrix_reason", "damping", "removal", "change")
+_NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
+"""Warnings of a kind differ from member to member in their numbers."""
+
+_MEMBER_FACTS = (
+    *("curvature", "matrix", "matrix_reason", "damping", "removal", "change"),
+    "is_calibrated",
+)
 
 
 @dataclass(frozen=True)
@@ -257,9 +265,8 @@ class FittedEnsemble(Fitted):
             scores = self.method.fit(member).weighing(self.problem.weights).scores(asked, measured)
             mean.add(scores.values, share)
             reports.append({**scores.report, "is_calibrated": scores.is_calibrated})
-        facts = {name: reports[0][name] for name in _MEMBER_FACTS if name in reports[0]}
-        facts |= {
-            "is_calibrated": reports[0]["is_calibrated"],
+        facts = {
+            "warnings": warnings_of_members(reports, known=self.problem.notes),
             "rank_stability": mean.stability(),
             "stable_among": min(TOP, len(self.problem)),
         }
@@ -269,10 +276,31 @@ class FittedEnsemble(Fitted):
             measured,
             values=mean.values,
             baseline=measure(self.problem, measured, asked),
-            report=merge_reports(facts, self.report),
+            report=merge_reports(_of_first(reports), facts, self.report),
             started=started,
         )
         return replace(scores, errors=mean.errors())
+
+
+def _of_first(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What members have in common."""
+    return {name: reports[0][name] for name in _MEMBER_FACTS if name in reports[0]}
+
+
+def warnings_of_members(reports: Sequence[Mapping[str, Any]], *, known: Sequence[str]) -> list[str]:
+    """What members warn of: each kind once, in the words of the first, with their number.
+
+    Args:
+        reports: of the members.
+        known: what is told of the problem anyway.
+    """
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for report in reports:
+        kinds = {_NUMBER.sub("#", text): text for text in report["warnings"] if text not in known}
+        counts.update(kinds.keys())
+        first |= {kind: text for kind, text in kinds.items() if kind not in first}
+    return [f"{counts[kind]} of {len(reports)} members: {text}" for kind, text in first.items()]
 
 
 class _Mean:
