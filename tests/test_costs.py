@@ -69,6 +69,23 @@ def test_a_method_that_follows_the_training_costs_a_training(method: str):
     assert found.report["fit_seconds"] / 20 < plan.fit_seconds < 20 * found.report["fit_seconds"]
 
 
+@pytest.mark.parametrize("subsets", [0, 4])
+def test_a_replay_costs_steps_there_and_back(subsets: int):
+    problem, (x, y) = network()
+    training = whence.Training(problem.model, "adam", lr=0.01, epochs=25, batch_size=8)
+    data = (x.repeat(20, 1), y.repeat(20))
+    trained = whence.make_problem(training, data, loss="cross_entropy")
+    method = whence.MAGIC(subsets=subsets)
+    plan = whence.preflight(trained, (x, y), method=method)
+    found = whence.explain(trained, (x, y), method=method)
+    assert (plan.method, plan.unit, plan.damping) == ("magic", "logits", "none")
+    assert found.report["fit_seconds"] / 20 < plan.fit_seconds < 20 * found.report["fit_seconds"]
+    assert found.report["seconds"] / 20 < plan.scores_seconds < 20 * found.report["seconds"]
+    steps = found.report["steps"]
+    less = whence.preflight(trained, (x, y), method=whence.MAGIC(subsets=subsets, memory=0))
+    assert plan.memory_bytes - less.memory_bytes > 0.5 * steps * 3 * 4 * problem.size
+
+
 def test_an_ensemble_costs_its_trainings_and_all_members():
     problem, (x, y) = network()
     training = whence.Training(problem.model, "sgd", lr=0.1, epochs=40, batch_size=8)

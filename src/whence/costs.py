@@ -27,6 +27,15 @@ from whence.calculus.kronecker import (
 from whence.calculus.layers import Structure, structure_of
 from whence.calculus.pairing import Pairing, kept_size
 from whence.calculus.products import CurvatureMatrix, MatrixName, hessian_is_ggn
+from whence.calculus.replay import (
+    Derivatives,
+    Walk,
+    adjoint_bytes,
+    chunk_size,
+    repeats,
+    rooms,
+    step_bytes,
+)
 from whence.calculus.rooms import Room, fixed_bytes, make_room, query_bytes
 from whence.calculus.training import Course, Training
 from whence.calculus.watching import Factors
@@ -53,6 +62,7 @@ from whence.methods.embedding import Embedding
 from whence.methods.ensemble import Ensemble
 from whence.methods.gradcos import GradCos
 from whence.methods.loss import TrainLoss
+from whence.methods.magic import MAGIC
 from whence.methods.source import Source
 from whence.methods.tracin import TracIn
 from whence.numerics.memory import in_words
@@ -291,6 +301,8 @@ def _plain(problem: Problem, recipe: Method, queries: int) -> _Takes:
         return _Takes(table + working, once * len(problem), once * queries)
     if isinstance(recipe, TracIn | Source):
         return _on_the_way(problem, recipe, queries)
+    if isinstance(recipe, MAGIC) and isinstance(problem.training, Training):
+        return _backwards(Course(problem, problem.training), recipe, queries)
     return _Takes(None, None, None)
 
 
@@ -309,6 +321,27 @@ def _on_the_way(problem: Problem, recipe: TracIn | Source, queries: int) -> _Tak
         fit = None if training is None else training + count * trial.fit_seconds()
         memory = working + 2 * count * vector + recipe.segments * trial.bytes()
     return _Takes(memory, fit, count * _stream(problem, queries))
+
+
+def _backwards(course: Course, recipe: MAGIC, queries: int) -> _Takes:
+    """Trainings, and a replay of each run; one step there and back is tried."""
+    problem, memory = course.problem, recipe.memory
+    walk = Walk(course, torch.ones_like(problem.weights), Derivatives(course, patience=1))
+    step = walk.step(0, course.start())
+    chunk = min(queries, chunk_size(course))
+    adjoint = torch.randn(chunk, *step.state.shape, generator=_generator()).to(step.state)
+    walk.back(step, adjoint)  # makes the graph, which the next one compares
+    there = _seconds(lambda: walk.step(0, walk.after(step)))
+    back = _seconds(lambda: walk.back(step, adjoint)) * queries / chunk
+    runs = max(1, recipe.subsets)
+    states = min(runs, 2) * min(course.steps, rooms(course, memory)) * step_bytes(course)
+    adjoints = min(queries * adjoint_bytes(course), max(memory // 2, adjoint_bytes(course)))
+    working = _working_bytes(problem, 1) + 4 * chunk * adjoint_bytes(course)
+    return _Takes(
+        states + adjoints + working + 8 * runs * queries * len(problem),
+        course.steps * there * (1 + 2 * recipe.directions),
+        course.steps * (runs * (back + there * repeats(course, memory)) + (runs - 1) * there),
+    )
 
 
 def _members(problem: Problem, count: int, one: _Takes, *, queries: int) -> _Takes:

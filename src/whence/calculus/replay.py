@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.calculus.gradients import is_vectorised
 from whence.calculus.stacking import StackedLinear
-from whence.calculus.tracing import Traced
+from whence.calculus.tracing import PATIENCE, Traced
 from whence.calculus.training import Course
 from whence.core.batches import Batch, Tree
 from whence.core.problem import Problem
@@ -63,11 +63,13 @@ class Derivatives:
 
     Args:
         course: any of them; they have the loss in common.
+        patience: calls of a kind before they are served by a graph.
     """
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: Course, *, patience: int = PATIENCE) -> None:
         self._loss = course.loss
-        self._slope, self._products = Traced(self._plain_slope), Traced(self._stacked_products)
+        self._slope = Traced(self._plain_slope, patience=patience)
+        self._products = Traced(self._stacked_products, patience=patience)
         self._is_stacked = is_vectorised(course.problem)
 
     def slope(self, theta: Tensor, weights: Tensor, batch: Batch) -> Tensor:
@@ -385,6 +387,14 @@ def rooms(course: Course, memory: int) -> int:
     """How many steps half of the memory holds; never fewer than halving all of them needs."""
     fewest = 2 * math.ceil(math.log2(course.steps + 1)) + 2
     return max(memory // 2 // step_bytes(course), fewest)
+
+
+def repeats(course: Course, memory: int) -> float:
+    """How often a replay computes a step again, on the mean."""
+    room = rooms(course, memory)
+    if course.steps <= room:
+        return 0.0
+    return 1.0 if room >= 4 * math.sqrt(course.steps) else math.log2(course.steps) / 2
 
 
 def step_bytes(course: Course) -> int:
