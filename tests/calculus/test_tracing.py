@@ -21,6 +21,20 @@ def test_it_gives_the_same_numbers_for_every_shape() -> None:
     assert traced.is_traced
 
 
+def test_a_graph_leaves_out_views_that_show_what_was_there() -> None:
+    def turning(x: Tensor) -> Tensor:
+        back = x.transpose(0, 1).transpose(0, 1).view(x.shape).expand(3, 3)
+        return back.transpose(0, 1).sin()  # a square one, whose transpose has the same shape
+
+    traced = Traced(turning, patience=1)
+    for seed in range(3):
+        x = _drawn(3, 3, seed=seed)
+        assert torch.equal(traced(x), x.T.sin())
+    (graph,) = traced._graphs.values()
+    called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert called == [torch.ops.aten.transpose.int, torch.ops.aten.sin.default]
+
+
 def test_trees_of_tensors_come_in_and_tuples_go_out() -> None:
     def both(inputs: dict[str, Tensor], nothing: None) -> tuple[Tensor, Tensor]:
         return inputs["a"] * 2, inputs["b"].sum(0)

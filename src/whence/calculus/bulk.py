@@ -311,7 +311,7 @@ class Slopes:
         self._full = min(course.training.batch_size, len(course.problem))
         self._pays = calls >= _CALLS_OF_A_GRAPH
         kinds = self._of_one, self._of_one_seed, self._of_several
-        self._graphs = {kind: Traced(kind) for kind in kinds}
+        self._graphs = {kind: Traced(kind, patience=1) for kind in kinds}
         self._prepared: set[tuple[Kind, torch.Size]] = set()
 
     def __call__(self, thetas: Tensor, batch: Batch, weights: Tensor) -> Tensor:

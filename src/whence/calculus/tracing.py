@@ -15,10 +15,8 @@ from torch.utils._pytree import tree_flatten
 
 aten = torch.ops.aten
 
-_VIEWS = {
-    *(aten.detach.default, aten.view.default, aten._unsafe_view.default),
-    *(aten.expand.default, aten.transpose.int),
-}
+_VIEWS = {aten.view.default, aten._unsafe_view.default, aten.expand.default}
+_TURNS = {aten.transpose.int, aten.t.default}
 
 PATIENCE = 20
 """Calls before a graph is made: it takes about as long as a hundred calls without one."""
@@ -103,19 +101,17 @@ def _lean(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _equal_before(node: fx.Node) -> fx.Node | None:
-    """An earlier node with the same numbers in the same memory, in the same order."""
-    if node.target not in _VIEWS:
+    """An earlier node that shows the same numbers of the same memory in the same way."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
         return None
-    source = cast("fx.Node", node.args[0])
-    if node.target is aten.detach.default or _layout(source) == _layout(node):
+    is_shown = node.target in _VIEWS and node.meta["val"].shape == source.meta["val"].shape
+    if is_shown or node.target is aten.detach.default:
         return source
-    is_undone = source.target is node.target is aten.transpose.int
-    return source.args[0] if is_undone and source.args[1:] == node.args[1:] else None
-
-
-def _layout(node: fx.Node) -> Hashable:
-    shown = node.meta["val"]
-    return shown.shape, shown.stride(), shown.storage_offset(), shown.dtype
+    is_turned_back = node.target is source.target and node.target in _TURNS
+    if is_turned_back and node.args[1:] == source.args[1:]:
+        return cast("fx.Node", source.args[0])
+    return None
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:
