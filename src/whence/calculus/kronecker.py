@@ -602,7 +602,7 @@ def squares(block: KroneckerBlock, factors: Sequence[Factors]) -> Tensor:
             _squared(block.left, left, r).mT @ _squared(block.right, r, r) for left, r in factors
         )
     turn = cache(block.right.rotate)  # what went in is the same for every set of slopes
-    return _sum((rotated(block, dense(left, r), r, turn) ** 2).sum(0) for left, r in factors)
+    return _sum((rotated(block, dense(left, r), r, turn=turn) ** 2).sum(0) for left, r in factors)
 
 
 def lengths(block: KroneckerBlock, factors: Factors, weights: Tensor) -> Tensor:
@@ -629,6 +629,7 @@ def rotated(
     block: KroneckerBlock,
     left: Tensor,
     right: Tensor,
+    *,
     turn: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """(B, G, rows, columns) gradients in the bases of a block, by the cheaper of two ways.
