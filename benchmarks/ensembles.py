@@ -9,6 +9,8 @@ are twice as large, hold as many examples as there, and their mean is taken over
 (`renormalize=True`). Members of ensembles never share a seed or a half with the truth. Beside them
 stand methods on one model, among them kronfluence on one checkpoint. Every method costs the core
 seconds that it takes beyond the model that is explained: trainings of members, fits and scores.
+Small members are trained side by side, and their trainings are timed anew for every size of an
+ensemble; where a training fills a core by itself, all cost the same.
 
 Choices of `Ensemble` were made on digits-decay alone: halves rather than other shares or other
 seeds, and which members score an example (`--study`). The other works only report.
@@ -38,11 +40,46 @@ from whence.report.curves import lines
 
 HERE = Path(__file__).parent
 SIZES = (1, 2, 4, 6, 8, 12, 16)
-"""Members of the ensembles that are measured; where training takes long, up to eight."""
+"""Members of the ensembles that are measured, as far as the largest goes."""
 DRAWS = 200
 """Of the bootstrap over halves."""
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is measured of a work.
+
+    Args:
+        singles: methods on one model.
+        largest: of the ensembles of each method, how many members it has.
+        seeds: of the models that are explained.
+        draws: ensembles of EK-FAC that share nothing.
+        has_peer: whether kronfluence is measured.
+        is_stacked: whether members are trained side by side.
+    """
+
+    singles: tuple[str, ...]
+    largest: dict[str, int]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    draws: tuple[int, ...] = (0, 1)
+    has_peer: bool = True
+    is_stacked: bool = True
+
+
+BASELINES = ("graddot", "gradcos", "embedding", "loss", "tracin")
+SLOW = Compared(("ekfac",), {"ekfac": 8}, (0,), (0,), has_peer=False, is_stacked=False)
+COMPARED = {
+    "digits-decay": Compared(
+        (*BASELINES, "ekfac", "source", "refined"), {"ekfac": 16, "graddot": 8, "refined": 8}
+    ),
+    "digits-sgd": Compared(("ekfac", "source"), {"ekfac": 16}),
+    "digits-adamw": Compared(("ekfac", "source"), {"ekfac": 16}),
+    "cnn-small": SLOW,
+    "gpt-small": SLOW,
+}
+SHORT = Compared((*BASELINES, "ekfac", "source"), {"ekfac": 2}, (0,), (0,), has_peer=False)
 
 
 def main() -> None:
@@ -58,13 +95,11 @@ def main() -> None:
     if arguments.short:
         work, plan = shortened(work), Plan(12, 1, together=12)
     bench = Bench.of(work, plan)
-    wanted = re.compile(arguments.match)
-    found = study(bench) if arguments.study else frontier(bench, wanted, is_short=arguments.short)
+    compared = SHORT if arguments.short else COMPARED[arguments.work]
+    found = study(bench) if arguments.study else frontier(bench, compared)
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.is_file() else {}
     name = f"{work.name}, study" if arguments.study else work.name
-    if arguments.match:  # beside what other runs have found of the same work
-        found["methods"] = results.get(name, {}).get("methods", {}) | found["methods"]
     results[name] = found | {"circumstances": circumstances(__file__)}
     path.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -74,7 +109,6 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", choices=PLANS, default="digits-decay")
     parser.add_argument("--study", action="store_true", help="the choices of Ensemble")
-    parser.add_argument("--match", default="", help="only methods whose name fits, as a pattern")
     parser.add_argument("--figure", action="store_true", help="draws what is in the results")
     parser.add_argument("--short", action="store_true", help="a few seconds on a part of the data")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
@@ -181,45 +215,78 @@ def by_peer(bench: Bench, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
 # ------------------------------------------------------------------------------- ensembles
 
 
-def grown(bench: Bench, ensemble: whence.Ensemble, draws: Sequence[int]) -> dict[str, Any]:
-    """An ensemble of every size up to that of a recipe, for the price of the largest.
+def grown(
+    bench: Bench, ensemble: whence.Ensemble, draws: Sequence[int], *, is_stacked: bool
+) -> dict[str, Any]:
+    """An ensemble of every size up to that of a recipe.
 
     Args:
         bench: the work.
         ensemble: the largest.
         draws: seeds of ensembles that share nothing.
+        is_stacked: times the trainings of every size instead of taking a share of the largest.
 
     Returns:
         Points by size, for both ways to score: "8" by all members, "8, seen" by those that have
         seen an example.
     """
     found = [members(bench, replace(ensemble, seed=draw)) for draw in draws]
-    share = float(np.mean([spent for _, _, spent in found])) / ensemble.size
     points = {}
     for size in [size for size in SIZES if size <= ensemble.size]:
-        told = {"members": size, "core seconds": round(share * size, 2)}
+        seconds = size * float(np.mean([effects.explaining for effects in found]))
+        seconds += found[0].training(bench, size, is_stacked=is_stacked)
+        told = {"members": size, "core seconds": round(seconds, 2)}
         for name, by_seen in ((f"{size}", False), (f"{size}, seen", True)):
             if by_seen and (size < 4 or ensemble.seeds):
                 continue
-            means = [
-                average(tables[:size], inside[:size] if by_seen else np.ones_like(inside[:size]))
-                for tables, inside, _ in found
-            ]
+            means = [effects.mean(size, by_seen=by_seen) for effects in found]
             points[name] = bench.lds(means) | told
     return points
 
 
-def members(bench: Bench, ensemble: whence.Ensemble) -> tuple[Array, Array, float]:
-    """Effects (M, Q, N) of every member, who has seen what (M, N), and the seconds of all."""
-    problem = bench.halved()
-    spent, fitted = timed(partial(ensemble.fit, problem))
-    seconds = spent["core seconds"]
-    tables = []
-    for member in fitted.members:
-        spent, scores = timed(partial(asked, bench, fitted, member))
-        tables.append(scores.values)
-        seconds += spent["core seconds"]
-    return np.stack(tables), fitted.members.inside.numpy(), seconds
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """What the members of an ensemble say.
+
+    Args:
+        tables: (M, Q, N).
+        inside: (M, N) who has seen what.
+        seeds: (M,) of the trainings.
+        fitting: core seconds of all trainings.
+        explaining: core seconds of one member, beside its training.
+    """
+
+    tables: Array
+    inside: torch.Tensor
+    seeds: tuple[int, ...]
+    fitting: float
+    explaining: float
+
+    def mean(self, size: int, *, by_seen: bool) -> Array:
+        """(Q, N) the mean over the first members: over all, or those that have seen an example."""
+        share = self.inside[:size].numpy() if by_seen else np.ones((size, len(self.inside[0])))
+        return (self.tables[:size] * share[:, None]).sum(0) / np.maximum(share.sum(0), 1)
+
+    def training(self, bench: Bench, size: int, *, is_stacked: bool) -> float:
+        """Core seconds of the trainings of the first members: timed, or their share of all."""
+        if not is_stacked:
+            return self.fitting * size / len(self.seeds)
+        problem, weights = bench.halved(), self.inside[:size].double()
+        spent, _ = timed(partial(problem.retrain, weights, seed=self.seeds[:size]))
+        return spent["core seconds"]
+
+
+def members(bench: Bench, ensemble: whence.Ensemble) -> Effects:
+    """Trains the members, and asks one after the other."""
+    spent, fitted = timed(partial(ensemble.fit, bench.halved()))
+    asking = [timed(partial(asked, bench, fitted, member)) for member in fitted.members]
+    return Effects(
+        np.stack([scores.values for _, scores in asking]),
+        fitted.members.inside,
+        fitted.members.seeds,
+        spent["core seconds"],
+        float(np.mean([numbers["core seconds"] for numbers, _ in asking])),
+    )
 
 
 def asked(bench: Bench, fitted: Any, member: whence.Problem) -> whence.Scores:
@@ -228,35 +295,20 @@ def asked(bench: Bench, fitted: Any, member: whence.Problem) -> whence.Scores:
     return method.scores(bench.work.queries, bench.work.measurement)
 
 
-def average(tables: Array, share: Array) -> Array:
-    """(Q, N) means of (M, Q, N) over the members that score an example, by (M, N)."""
-    return (tables * share[:, None]).sum(0) / np.maximum(share.sum(0), 1)
-
-
 # --------------------------------------------------------------------------- what is compared
 
 
-def frontier(bench: Bench, wanted: re.Pattern[str], *, is_short: bool) -> dict[str, Any]:
+def frontier(bench: Bench, compared: Compared) -> dict[str, Any]:
     """Methods on one model and ensembles of them, with their cost."""
-    is_small = bench.work.name.startswith(("digits", "short"))
-    seeds = (0,) if is_short or not is_small else (0, 1, 2)
-    most = 2 if is_short else 16 if is_small else 8
-    draws = (0, 1) if is_small and not is_short else (0,)
-    singles = ["graddot", "gradcos", "embedding", "loss", "tracin", "ekfac", "source"]
-    ensembles = {"ekfac": most}
-    if is_small and not is_short:
-        singles.append("refined")
-        ensembles |= {"graddot": 8, "refined": 8}
-    points = {} if is_short or not wanted.search("kronfluence") else by_peer(bench, seeds)
-    for name in filter(wanted.search, singles):
-        points[name] = told(name, single(bench, name, seeds))
-    for name, size in ensembles.items():
-        if not wanted.search(f"{name} over"):
-            continue
+    points = by_peer(bench, compared.seeds) if compared.has_peer else {}
+    for name in compared.singles:
+        points[name] = told(name, single(bench, name, compared.seeds))
+    for name, size in compared.largest.items():
         recipe = whence.Ensemble(name, subsets=size)
-        found = grown(bench, recipe, draws if name == "ekfac" else (0,))
+        draws = compared.draws if name == "ekfac" else (0,)
+        found = grown(bench, recipe, draws, is_stacked=compared.is_stacked)
         points |= {f"{name} over {n}": told(f"{name} over {n}", x) for n, x in found.items()}
-    return {"settings": settings(bench, seeds), "methods": points}
+    return {"settings": settings(bench, compared.seeds), "methods": points}
 
 
 def study(bench: Bench) -> dict[str, Any]:
@@ -266,7 +318,7 @@ def study(bench: Bench) -> dict[str, Any]:
         recipes[f"share {share}"] = whence.Ensemble("ekfac", subsets=8, fraction=share)
     found = {}
     for name, recipe in recipes.items():
-        found[name] = grown(bench, recipe, (0,))
+        found[name] = grown(bench, recipe, (0,), is_stacked=True)
         told(name, found[name]["8"])
     return {"settings": settings(bench, (0,)), "recipes": found}
 
