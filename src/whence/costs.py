@@ -6,13 +6,14 @@ Both are meant to be right within a factor of two, as a basis for the decision t
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from whence.calculus.bulk import Group, group_size
 from whence.calculus.gradients import gradients, inner, jacobians
 from whence.calculus.kronecker import (
     FIRST_ROUND,
@@ -349,19 +350,30 @@ def _members(problem: Problem, count: int, one: _Takes, *, queries: int) -> _Tak
     memory = None if one.bytes is None else one.bytes + 4 * 8 * queries * len(problem)
     if one.fit_seconds is None or one.scores_seconds is None:
         return _Takes(memory, None, None)
-    training = _training_seconds(problem)
     explaining = count * (one.fit_seconds + one.scores_seconds)
-    return _Takes(memory, None if training is None else count * training, explaining)
+    return _Takes(memory, _training_seconds(problem, count), explaining)
 
 
-def _training_seconds(problem: Problem) -> float | None:
-    """One training, from its first step; None where its steps are not known one by one."""
+def _training_seconds(problem: Problem, count: int = 1) -> float | None:
+    """Trainings from so many seeds, side by side; None where steps are not known one by one.
+
+    The first step pays for what is prepared, the second one stands for all that follow.
+    """
     if not isinstance(problem.training, Training):
         return None
-    course = Course(problem, problem.training)
-    state, batch = course.start(), course.batch(0)
-    weights = torch.ones_like(batch.weights)
-    return course.steps * _seconds(lambda: course.step(state, weights, batch=batch, at=0))
+    courses = [Course(problem, problem.training, seed) for seed in range(count)]
+    together = courses[: group_size(courses[0])]
+    rows = torch.ones(len(together), len(problem))
+    steps = Group(together, rows, range(len(together))).steps(until=courses[0].steps)
+    next(steps)
+    laps = [_lap(steps) for _ in range(min(2, courses[0].steps))]
+    return (laps[0] + (courses[0].steps - 1) * laps[-1]) * count / len(together)
+
+
+def _lap(steps: Iterator[object]) -> float:
+    start = time.perf_counter()
+    next(steps)
+    return time.perf_counter() - start
 
 
 def _takes(problem: Problem, curvature: Curvature, queries: int, *, is_newton: bool) -> _Takes:
