@@ -10,8 +10,9 @@ from numpy.testing import assert_allclose
 import problems
 from problems import CONVEX, Case
 from whence.calculus.products import CurvatureMatrix
+from whence.curvature import exact
 from whence.curvature.exact import Exact
-from whence.errors import BadArgument, NegativeCurvature
+from whence.errors import BadArgument, NegativeCurvature, TooLarge
 
 
 def vectors(size: int, count: int = 3) -> torch.Tensor:
@@ -133,3 +134,10 @@ def test_without_examples_that_weigh_the_regulariser_alone_is_inverted():
 def test_wrong_options_are_refused(recipe):
     with pytest.raises(BadArgument):
         recipe.fit(problems.ridge().problem)
+
+
+def test_a_matrix_that_does_not_fit_is_refused_with_its_size(monkeypatch):
+    problem = problems.mlp().problem
+    monkeypatch.setattr(exact, "free_bytes", lambda device: 32 * problem.size**2 - 1)
+    with pytest.raises(TooLarge, match=f"P = {problem.size} parameters"):
+        Exact().fit(problem)

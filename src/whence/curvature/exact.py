@@ -17,8 +17,9 @@ from whence.curvature.base import (
     largest_residual,
     solve_by_steps,
 )
-from whence.errors import BadArgument, NegativeCurvature
+from whence.errors import BadArgument, NegativeCurvature, TooLarge
 from whence.numerics.linalg import Eigen, Product, decompose
+from whence.numerics.memory import free_bytes, in_words
 
 _VISIBLE = 1e-6
 """Share of a vector's norm in a null direction above which the solve says so."""
@@ -53,8 +54,9 @@ class Exact(Curvature):
         Raises:
             NegativeCurvature: the matrix that was asked for, with its damping, is not positive.
             BadArgument: a negative damping, or an unknown matrix.
+            TooLarge: matrix and eigenvectors do not fit in the memory that is free.
         """
-        self._check()
+        self._check(problem)
         problem = problem.widened()
         if self.matrix != "auto":
             return self._fitted(_decompose(problem, self.matrix, data_scale), "asked for")
@@ -70,7 +72,7 @@ class Exact(Curvature):
         facts = {**fitted.facts, "hessian_smallest_eigenvalue": found.eigen.smallest}
         return replace(fitted, facts=facts)
 
-    def _check(self) -> None:
+    def _check(self, problem: Problem) -> None:
         if self.matrix not in ("hessian", "ggn", "auto") or (
             self.damping != "auto" and not self.damping >= 0
         ):
@@ -78,6 +80,15 @@ class Exact(Curvature):
                 found=f"Exact(matrix={self.matrix!r}, damping={self.damping!r}).",
                 why='matrix is "hessian", "ggn" or "auto"; damping is added to every eigenvalue.',
                 remedy='Give a damping of zero or more, or "auto".',
+            )
+        needed, free = 32 * problem.size**2, free_bytes(problem.device)
+        if needed > free:
+            raise TooLarge(
+                found=f"The dense matrix of P = {problem.size:,} parameters, with its eigenvectors "
+                f"and what is made on the way, takes {in_words(needed)}; {in_words(free)} are free.",
+                why="It grows with the square of the number of parameters.",
+                remedy='Use curvature="refined" or "ekfac", which need no such matrix, or fewer '
+                "parameters: make_problem(..., parameters=...).",
             )
 
     def _fitted(self, found: "_Decomposed", why: str) -> "ExactIHVP":
