@@ -84,8 +84,8 @@ class Exact(Curvature):
         needed, free = 32 * problem.size**2, free_bytes(problem.device)
         if needed > free:
             raise TooLarge(
-                found=f"The dense matrix of P = {problem.size:,} parameters, with its eigenvectors "
-                f"and what is made on the way, takes {in_words(needed)}; {in_words(free)} are free.",
+                found=f"The dense matrix of P = {problem.size:,} parameters, with eigenvectors "
+                f"and what comes up on the way, takes {in_words(needed)}; {in_words(free)} free.",
                 why="It grows with the square of the number of parameters.",
                 remedy='Use curvature="refined" or "ekfac", which need no such matrix, or fewer '
                 "parameters: make_problem(..., parameters=...).",
