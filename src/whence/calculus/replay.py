@@ -12,8 +12,8 @@ A step is update(state, g) with g the gradient of the loss of a batch, and so is
 Exact for any optimizer, schedule and clipping, to rounding. All queries share the states, which are
 kept, or computed again from some that are.
 
-Source: Ilyas & Engstrom 2025 (MAGIC) and Engstrom et al. 2025 (REPLAY), arXiv:2503.13751; the
-papers could not be read here, the formulas are the chain rule.
+Source: Ilyas & Engstrom 2025 (MAGIC) and Engstrom et al. 2025 (REPLAY), arXiv:2503.13751, both
+cited from memory; the formulas are the chain rule.
 """
 
 import math
