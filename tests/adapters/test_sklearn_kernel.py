@@ -299,7 +299,9 @@ def test_a_pipeline_is_its_model_on_transformed_features():
     whole = make_problem(steps, (X, BINARY))
     alone = make_problem(steps[-1], (steps[0].transform(X), BINARY))
     assert_allclose(outputs(whole, NEW)[:, 0], steps.decision_function(NEW), atol=1e-10)
-    assert whole.fingerprint() == alone.fingerprint()
+    features, expected = (p.data.take(torch.arange(len(p)))[0] for p in (whole, alone))
+    assert_allclose(features, expected, atol=1e-12)  # to rounding, which depends on the machine
+    assert_allclose(whole.parameters, alone.parameters, atol=1e-12)
     assert any("StandardScaler stay" in note for note in whole.notes)
 
 

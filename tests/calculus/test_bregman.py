@@ -94,7 +94,7 @@ def predicted_and_measured(network: Problem, damping: float, weight: float) -> l
     recipe = Influence(Exact(matrix="ggn", damping=damping), removal="first_order")
     scores = explain(network, queries, method=recipe)
     bench = Bench(network, BregmanTraining(damping), scores.measurement, network.queries(queries))
-    actual, _ = bench.effects(without_each(network, len(network), weight=weight), 0)
+    (actual,), _ = bench.effects(without_each(network, len(network), weight=weight), [0])
     return [scores.values, actual]
 
 

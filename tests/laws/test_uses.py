@@ -35,7 +35,7 @@ from whence.uses.mismatch import find_mismatch
 from whence.uses.perturbation import perturb
 from whence.uses.poisoning import Attack, poison
 from whence.uses.schools import other_schools
-from whence.uses.whatif import relabel, remove, replace, upweight
+from whence.uses.whatif import relabel, remove, replace, revise, upweight
 
 
 def problem_and_queries(case: Case) -> tuple[object, ...]:
@@ -161,6 +161,7 @@ USES: dict[str, Use] = {
     ),
     "poison": Use(poison, two_classes, {"attack": WEAK}, arguments=answered_queries),
     "relabel": Use(relabel, three_classes, {"example": 3, "label": 1}),
+    "revise": Use(revise, three_classes, {"remove": [5, 11], "relabel": {3: 1}}),
     "relabel with a number": Use(relabel, numbers, {"example": 3, "label": 1.5}),
     "remove": Use(remove, three_classes, {"group": [3, 7, 11]}),
     "remove, retrained": Use(remove, two_classes, {"group": [3, 7], "retrain": True}),
