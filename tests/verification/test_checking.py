@@ -210,7 +210,7 @@ def test_under_the_proximal_bregman_objective_a_network_follows_its_damped_matri
     assert checked.warnings == ()
     assert "left out one by one (proximal Bregman objective, damping 1)" in checked.sentence
     assert json.loads(json.dumps(checked.to_json(), allow_nan=False))["kind"] == "pbrf"
-    other = verify(case.problem, scores, target="pbrf", examples=30, damping=1e-3)
+    other = verify(case.problem, scores, target="pbrf", examples=8, damping=0.1)
     assert other.slope > 2  # the effects at another damping are others
 
 
