@@ -3,7 +3,8 @@
 factored    scores of 200 queries and 10,000 images from factors of gradients, 784-512-256-10,
             against gradients that are written out (tolerance 0)
 subsample   scores from moments of half of 4,000 images against those of all, 55,338 parameters
-places      bases from an eighth of the places of every image against all of them, 55,338 parameters
+places      bases from an eighth of the places of every sequence against all of them, 112,512
+            parameters, 64 places
 compressed  refined solves for fewer combinations than 200 queries, 784-32-10, 1,000 images
 
 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/ekfac_shortcuts.py
@@ -149,7 +150,7 @@ def compared(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 MEASUREMENTS = {
     "factored": (factored, "mlp"),
     "subsample": (subsample, "cnn"),
-    "places": (places, "cnn-small"),
+    "places": (places, "gpt-small"),
     "compressed": (compressed, "mlp-small"),
     "compressed, digits": (compressed, "digits-sgd"),
 }

@@ -1,9 +1,11 @@
 """EK-FAC of whence and of kronfluence on the same models: seconds, peak memory, agreement.
 
-    mlp       784-512-256-10 on 10,000 images of MNIST: fit and 200 queries; 2,000 queries alone
+    mlp       784-512-256-10 on 10,000 images of MNIST: fit and 200 queries
+    mlp-many  the same, and 2,000 queries from the same fit
     cnn       55,338 parameters on 4,000 images: fit and 200 queries
     resnet    ResNet-20 on 4,000 images of CIFAR-10: fit and 100 queries
     gpt       four layers, width 256, context 128, 2,000 sequences: fit and 50 queries
+    resnet-part, gpt-part    the same on 1,000 images and on 512 sequences
 
 Each side runs in a process of its own, with one thread, from a model and data that are already in
 memory and after a warm-up on a few examples. Peak memory is what the process takes above that. The
@@ -51,19 +53,24 @@ class Task:
         damping: of the scores that are compared; near a tenth of the mean eigenvalue.
         together: queries whose gradients the peer holds at once.
         many: a further number of queries that are scored without fitting again.
+        examples: how many of the training examples there are; 0 for all.
     """
 
     batch: int
     damping: float
     together: int = 200
     many: int = 0
+    examples: int = 0
 
 
 TASKS = {
-    "mlp": Task(batch=128, damping=1e-4, many=2000),
+    "mlp": Task(batch=128, damping=1e-4),
+    "mlp-many": Task(batch=128, damping=1e-4, many=2000),
     "cnn": Task(batch=256, damping=1e-3),
     "resnet": Task(batch=128, damping=1e-3),
+    "resnet-part": Task(batch=128, damping=1e-3, examples=1000),
     "gpt": Task(batch=32, damping=1e-3),
+    "gpt-part": Task(batch=32, damping=1e-3, examples=512),
     "short": Task(batch=64, damping=1e-3, many=40),
 }
 SIDES = ("epoch", "kronfluence", "whence")
@@ -140,7 +147,9 @@ def alone(side: str) -> Callable[[str, Path], dict[str, Any]]:
 def build(name: str) -> tuple[Work, nn.Module, Task]:
     """Work, trained model, and how they are measured."""
     task = TASKS[name]
-    work = shortened() if name == "short" else WORKS[name]()
+    work = shortened() if name == "short" else WORKS[name.split("-")[0]]()
+    if task.examples:
+        work = replace(work, name=name, train=tuple(part[: task.examples] for part in work.train))
     return replace(work, batch=task.batch), trained(work), task
 
 

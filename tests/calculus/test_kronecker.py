@@ -449,6 +449,7 @@ def conv_with_many_places() -> Problem:
 
 def test_bases_from_some_of_the_places_are_nearly_those_from_all(monkeypatch):
     problem = conv_with_many_places()
+    monkeypatch.setattr(kronecker, "WIDE", 1)
     some = fitted(problem, fisher="empirical")
     monkeypatch.setattr(kronecker, "PLACES", 64)
     every = fitted(problem, fisher="empirical")
@@ -461,8 +462,8 @@ def test_bases_from_some_of_the_places_are_nearly_those_from_all(monkeypatch):
 
 
 def test_places_are_the_own_ones_of_an_example_in_whichever_batch():
-    everyone = Places(draws.keys(np.arange(40)), count=10_000).of(100, 20)
-    few = Places(draws.keys(np.arange(30, 35)), count=10_000).of(100, 20)
+    everyone = Places(draws.keys(np.arange(40)), count=10**6).of(100, 300)
+    few = Places(draws.keys(np.arange(30, 35)), count=10**6).of(100, 300)
     assert everyone.shape == (40, 12)
     assert torch.equal(everyone[30:35], few)
     assert len({tuple(row) for row in everyone.tolist()}) > 20
@@ -471,9 +472,10 @@ def test_places_are_the_own_ones_of_an_example_in_whichever_batch():
 
 def test_a_side_gets_enough_rows_for_its_coordinates_or_all_there_are():
     keys = draws.keys(np.arange(5))
-    assert Places(keys, count=100).of(100, 60).shape == (5, 32 * 60 // 100)
-    assert Places(keys, count=10).of(100, 60) is None
-    assert Places(keys, count=10_000).of(8, 60) is None
+    assert Places(keys, count=500).of(100, 300).shape == (5, 32 * 300 // 500)
+    assert Places(keys, count=10).of(100, 300) is None
+    assert Places(keys, count=10**6).of(8, 300) is None
+    assert Places(keys, count=10**6).of(100, 20) is None
 
 
 # ------------------------------------------------------------------ each gradient against itself
