@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import whence
+from whence import costs
 from whence.core.problem import Problem
 from whence.curvature import names as curvature_names
 from whence.errors import BadData, UnknownName
@@ -114,6 +115,24 @@ def test_parameters_that_stay_fixed_are_named():
     assert plan.uncovered == ("0.weight", "0.bias")
     assert (plan.parameters_covered, plan.parameters_total) == (18, 43)
     assert "18 of 43 covered; fixed: 0.weight, 0.bias" in repr(plan)
+
+
+def test_a_jacobian_that_is_too_large_to_try_is_told_by_one_of_its_rows(monkeypatch):
+    problem, queries = network()
+    monkeypatch.setattr(costs, "_TRIAL_NUMBERS", 1)
+    monkeypatch.setattr(costs, "jacobians", lambda *_: pytest.fail("a whole Jacobian was made"))
+    assert whence.preflight(problem, queries, method="dual").seconds > 0
+
+
+def test_what_source_costs_follows_its_fisher_information():
+    """The labels of a loss of one's own cannot be drawn; its gradients are there."""
+    x = torch.linspace(-1, 1, 40).reshape(20, 2)
+    training = whence.Training(lambda: nn.Linear(2, 1), epochs=2, batch_size=10)
+    loss = lambda outputs, targets: (outputs.flatten() - targets) ** 2  # noqa: E731
+    problem = whence.make_problem(training, (x, x[:, 0]), loss=loss)
+    asked = x[:2], x[:2, 0]
+    recipe = whence.Source(fisher="empirical")
+    assert whence.preflight(problem, asked, measurement="loss", method=recipe).seconds > 0
 
 
 def test_without_queries_the_answer_is_for_one():

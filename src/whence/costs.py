@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from whence.calculus.bulk import Group, group_size
-from whence.calculus.gradients import gradients, inner, jacobians
+from whence.calculus.gradients import gradients, inner, jacobians, pull_back
 from whence.calculus.kronecker import (
     FIRST_ROUND,
     Kronecker,
@@ -317,7 +317,7 @@ def _on_the_way(problem: Problem, recipe: TracIn | Source, queries: int) -> _Tak
         fit = training if recipe.checkpoints is None else 0.0
         memory = working + 2 * count * vector
     else:
-        trial = _layer_trial(problem, LayerOptions())
+        trial = _layer_trial(problem, LayerOptions(fisher=recipe.fisher, seed=recipe.seed))
         count = recipe.checkpoints
         fit = None if training is None else training + count * trial.fit_seconds()
         memory = working + 2 * count * vector + recipe.segments * trial.bytes()
@@ -711,9 +711,15 @@ def _stream(problem: Problem, queries: int) -> float:
 
 
 def _jacobian_seconds(problem: Problem) -> float:
-    """The Jacobians of all examples."""
-    batch = problem.batch(torch.arange(min(8, len(problem))))
-    return _seconds(lambda: jacobians(problem, batch)) / len(batch) * len(problem)
+    """The Jacobians of all examples, some of which are tried; a row of one where that is large."""
+    outputs = problem.output_size
+    few = min(8, len(problem), _TRIAL_NUMBERS // (outputs * problem.size))
+    batch = problem.batch(torch.arange(max(1, few)))
+    if few:
+        return _seconds(lambda: jacobians(problem, batch)) / few * len(problem)
+    slopes = torch.ones(1, outputs).to(problem.parameters)
+    once = _seconds(lambda: pull_back(problem, batch.inputs, slopes))
+    return once * outputs * len(problem)
 
 
 def _product_seconds(problem: Problem, matrix: MatrixName, vectors: int) -> float:
