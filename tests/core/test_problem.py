@@ -476,3 +476,16 @@ def test_examples_can_be_shown():
     assert shown["text"].startswith("class ")
     row = replace(problems.ridge().problem, display={"feature_names": list("abcde")}).show(0)
     assert [name for name, _ in row["cells"]] == list("abcde")
+
+
+def test_some_of_the_queries_keep_their_ids_and_targets():
+    problem = make_problem(
+        nn.Linear(2, 2).double(),
+        (torch.eye(2).double(), torch.tensor([0, 1])),
+        loss="cross_entropy",
+    )
+    asked = problem.queries((torch.arange(6).reshape(3, 2).double(), torch.tensor([0, 1, 1])))
+    some = asked.take([2, 0])
+    assert some.ids.tolist() == [2, 0]
+    assert some.targets.tolist() == [1, 0]
+    assert some.inputs.tolist() == [[4.0, 5.0], [0.0, 1.0]]

@@ -12,6 +12,8 @@ from problems import Case
 from whence.calculus.retraining import NewtonTraining
 from whence.core.problem import Problem
 from whence.errors import BadArgument, CannotRetrain, Unsupported
+from whence.uses import flipping
+from whence.uses.base import fit_to_respond
 from whence.uses.flipping import Brittleness, Flip, brittleness, smallest_flip
 
 
@@ -188,6 +190,16 @@ def test_the_size_for_a_share_suffices_for_that_share_and_no_smaller_one_does(ma
         size = found.size_for(share)
         flipped = [(found.sizes <= limit).mean() for limit in (size, size - 1)]
         assert flipped[0] >= share > flipped[1]
+
+
+def test_the_method_is_fitted_to_all_data_once_for_all_predictions(monkeypatch):
+    case, fits = problems.logistic(), []
+    monkeypatch.setattr(
+        flipping, "fit_to_respond", lambda *asked: fits.append(asked) or fit_to_respond(*asked)
+    )
+    brittleness(case.problem, case.queries, retrain=False)
+    assert len(case.queries[1]) > 1
+    assert len(fits) == 1
 
 
 def test_predictions_without_a_set_count_as_not_flipped():

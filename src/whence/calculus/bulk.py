@@ -8,12 +8,7 @@ is as large as its numbers fit the cache; models whose single run fills it are t
 which is then the fastest way. How runs are grouped changes results by rounding only, and the same
 call always groups them in the same way.
 
-Measured with one core, gradient of one step for one run, in ms (cnn: two convolutions, 28 x 28):
-
-    numbers of a run          perceptron, 20k    784-128-64-10, 134k    cnn, 3M    transformer, 1.4M
-    torch.optim's way               0.50                 1.6               14.4          15.8
-    graph, one run                  0.39                 1.03              14.1          14.2
-    graph, stack of 16              0.16                 0.53              33            16.9
+What that brings, and that convolutions gain nothing from it: `benchmarks/retraining_in_bulk.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -280,20 +275,15 @@ def _side_by_side(courses: "Sequence[Course]", at: int) -> Batch:
     places = torch.stack([course.positions(at) for course in courses])  # (k, B)
     if courses[0].training.augment is None:
         batch = courses[0].problem.batch(places.flatten())
-        parts = tree_map_only(Tensor, lambda leaf: leaf.unflatten(0, places.shape), _parts(batch))
+        parts = tree_map_only(Tensor, lambda leaf: leaf.unflatten(0, places.shape), batch.parts)
     else:
-        parts = tree_map(_stacked, *(_parts(course.batch(at)) for course in courses))
+        parts = tree_map(_stacked, *(course.batch(at).parts for course in courses))
     inputs, targets, base = parts
     return Batch(inputs, targets, places, base)
 
 
 def _stacked(*leaves: Any) -> Any:
     return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
-
-
-def _parts(batch: Batch) -> tuple[Tree, Tensor | None, Tensor]:
-    """What of a batch enters a loss, as arguments of a function of tensors."""
-    return batch.inputs, batch.targets, batch.weights
 
 
 class Slopes:
@@ -329,7 +319,7 @@ class Slopes:
             kind, at = self._of_one_seed, (thetas, weights[:, places])
         else:
             kind, at = self._of_one, (thetas[0], weights[0, places])
-        parts = _parts(batch)
+        parts = batch.parts
         if self._pays and places.shape[-1] == self._full:
             self._prepare(kind, at, parts)
             kind = self._graphs[kind]
@@ -347,9 +337,7 @@ class Slopes:
                 self._graphs[kind](scale * at[0], at[1], *parts)
 
     def _of_one(self, theta: Tensor, weights: Tensor, *parts: Tree) -> Tensor:
-        inputs, targets, base = parts
-        batch = Batch(inputs, targets, torch.arange(len(weights)), base)
-        return grad(self._loss)(theta, batch, weights)
+        return grad(self._loss)(theta, Batch.of_parts(*parts), weights)
 
     def _of_one_seed(self, thetas: Tensor, weights: Tensor, *parts: Tree) -> Tensor:
         return self._of_many((None, None, None), thetas, weights, parts)

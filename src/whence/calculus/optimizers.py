@@ -129,8 +129,9 @@ class Adam(Optimizer):
         m = b1 m + (1 - b1) g,      v = b2 v + (1 - b2) g^2
         theta = theta - lr m' / (sqrt(v' + eps_root) + eps),      x' = x / (1 - b^t)
 
-    The square root has no derivative at v = 0: a parameter that no example has moved yet counts as
-    one whose step does not depend on weights. Where v is merely small the derivative is large, and
+    The square root has no derivative at v = 0, where it counts as a constant: the step of a
+    parameter that no example has moved yet depends on weights through m alone. Where v is merely
+    small the derivative is large, and
     an `eps_root` above zero makes training smoother in the weights.
 
     Args:

@@ -1,8 +1,7 @@
 """Functions of tensors as graphs of the operations they call, without the Python around them.
 
-`torch.func` takes about a millisecond to prepare the derivative of a small network, and a training
-asks for it at every step. Its operations alone take a third of that (perceptron 64-64-32-10, 64
-examples, one core: gradient 0.82 against 0.29 ms, product with its derivative 1.66 against 0.69).
+`torch.func` prepares the derivative of a network anew at every call, and a training asks for it at
+every step; for a small network that takes longer than the operations themselves.
 """
 
 from collections.abc import Callable, Hashable

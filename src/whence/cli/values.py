@@ -115,22 +115,7 @@ def one_query(queries: object, position: int | None, problem: "Problem") -> "Que
             why="Queries are counted from 0, in the order in which they were given.",
             remedy=f"Give a position from 0 to {count - 1}.",
         )
-    return _only(asked, position)
-
-
-def _only(asked: "Queries", position: int) -> "Queries":
-    from dataclasses import replace
-
-    from torch.utils._pytree import tree_map
-
-    rows = slice(position, position + 1)
-    return replace(
-        asked,
-        inputs=tree_map(lambda leaf: leaf[rows], asked.inputs),
-        targets=asked.targets[rows],
-        ids=asked.ids[rows],
-        displays=asked.displays[rows],
-    )
+    return asked.take([position])
 
 
 def _read_text(path: Path) -> str:

@@ -45,6 +45,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def parts(self) -> tuple[Tree, Tensor | None, Tensor]:
+        """What of it enters a loss, as arguments of a function of tensors; see `of_parts`."""
+        return self.inputs, self.targets, self.weights
+
+    @classmethod
+    def of_parts(cls, inputs: Tree, targets: Tensor | None, weights: Tensor) -> "Batch":
+        """The batch of which these are the `parts`; its positions are counted from 0."""
+        return cls(inputs, targets, torch.arange(len(weights)), weights)
+
 
 class Data(ABC):
     """N examples, addressed by position."""

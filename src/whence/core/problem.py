@@ -67,6 +67,17 @@ class Queries:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Queries":
+        """Those at some positions, under their own ids."""
+        places = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+        return replace(
+            self,
+            inputs=tree_map(lambda leaf: leaf[places.to(leaf.device)], self.inputs),
+            targets=self.targets[places.to(self.targets.device)],
+            ids=self.ids[places.numpy()],
+            displays=tuple(self.displays[row] for row in places.tolist()) if self.displays else (),
+        )
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The queries as named numpy arrays, as `Scores` keeps them."""
         inputs = self.inputs

@@ -363,6 +363,22 @@ class LayerOptions:
         return Plan(fisher, self.accuracy, is_corrected, self.dtype)
 
 
+def layer_decay(problem: Problem) -> Tensor:
+    """(P,) what the regulariser adds to every eigenvalue, in the type of the parameters.
+
+    Raises:
+        Unsupported: its Hessian is not diagonal.
+    """
+    decay = decay_diagonal(problem)
+    if decay is None:
+        raise Unsupported(
+            found="The Hessian of the regulariser is not diagonal.",
+            why="A layer adds one number to its eigenvalues.",
+            remedy='Use a weight decay, or curvature="cg".',
+        )
+    return decay.to(problem.parameters)
+
+
 def fit_layers(
     problem: Problem,
     options: LayerOptions,
@@ -390,13 +406,7 @@ def fit_layers(
     options.check()
     plan = options.plan(problem, is_corrected=is_corrected)
     plan.fisher.check(problem)
-    decay = decay_diagonal(problem)
-    if decay is None:
-        raise Unsupported(
-            found="The Hessian of the regulariser is not diagonal.",
-            why="A layer adds one number to its eigenvalues.",
-            remedy='Use a weight decay, or curvature="cg".',
-        )
+    decay = layer_decay(problem)
     room = make_room(problem, structure_of(problem), options.memory, folder=options.disk)
     made: list[Kept] = []
 
@@ -410,7 +420,7 @@ def fit_layers(
     kronecker = fit_kronecker(
         problem,
         plan,
-        decay.to(problem.parameters),
+        decay,
         keeps=keeps_gradients,
         batch_bytes=room.batch,
     )

@@ -17,8 +17,21 @@ class EKFAC(Curvature):
     U_L, U_R are the eigenvectors of the second moments of output gradients and inputs of a layer
     (`whence.calculus.kronecker`), G its gradients under the Fisher information, which for the
     losses of whence is the Gauss-Newton matrix. All parameters are covered: scales, biases and
-    parameters outside layers have exact blocks up to 512 numbers, and the diagonal above. Options
-    are those of `LayerOptions`.
+    parameters outside layers have exact blocks up to 512 numbers, and the diagonal above.
+
+    Args:
+        damping: added to every eigenvalue; "auto" is a tenth of the mean eigenvalue.
+        fisher: "expected" over all classes, "sampled" by random signs, "empirical" from the labels;
+            "auto" is expected where N times the outputs of an example is at most 20,000.
+        accuracy: relative standard error of the second moments at which no more training examples
+            are looked at; 0 looks at all of them.
+        tolerance: relative root mean square of the scores that may be left out for speed.
+        seed: of signs, and of the order in which examples are looked at.
+        memory: bytes for fit and scores beside model and data; "auto" is half of what is free.
+        disk: a folder for training gradients that do not fit in memory; without one they are made
+            anew for every set of queries.
+        precision: "full", "bfloat16" or "float16" for the products of the model and for training
+            gradients that are kept; sums, eigenvectors and scores stay wide.
 
     Raises:
         BadArgument: on fitting, an option outside its range.

@@ -15,8 +15,10 @@ class KFAC(Curvature):
         F ~ E[sum_t l_t l_t^T] x E[r_t r_t^T],        l = output gradient, r = input of a layer
 
     As `EKFAC` without its correction of the eigenvalues, which saves one of two passes. Damping is
-    added to the eigenvalues of the product, not to the factors. Options are those of
-    `LayerOptions`.
+    added to the eigenvalues of the product, not to the factors.
+
+    Args:
+        damping, fisher, accuracy, tolerance, seed, memory, disk, precision: as in `EKFAC`.
 
     Raises:
         BadArgument: on fitting, an option outside its range.

@@ -163,13 +163,13 @@ def _suspect(live: Live, suspect: Any) -> Json:
 
 
 def _verification(live: Live, body: Mapping[str, Any]) -> Prepared:
-    """{"examples": how many are left out, one at a time}."""
+    """{"examples": how many retrainings there are}; see `whence.verification.verify_some`."""
     asked = {"examples": whole(body, "examples", EXAMPLES, least=2, most=MOST_EXAMPLES)}
 
     def work() -> Json:
-        from whence.verification import verify
+        from whence.verification import verify_some
 
-        found = verify(live.problem, live.catalog.scores, examples=asked["examples"])
+        found = verify_some(live.problem, live.catalog.scores, asked["examples"])
         return for_page(found.to_json())
 
     return Prepared("verification", asked, work)

@@ -51,9 +51,7 @@ class MAGIC(Method):
     It is linearised where a removal of many examples leads. Every run answers for all examples:
     those of weight zero are in their batches too. The median, because derivatives have heavy tails
     where training is rough: the first gradient that a parameter of Adam ever meets is scaled to
-    one, whatever the weight of the example that brings it. A mean is then that of a few runs
-    (ReLU, AdamW, digits, eight runs: rank correlation -0.02 by the mean and 0.82 by the median;
-    with SGD 0.91 and 0.90).
+    one, whatever the weight of the example that brings it. A mean is then that of a few runs.
 
     Args:
         subsets: M; 0 differentiates the problem's own run.

@@ -1,7 +1,6 @@
 """SOURCE: training unrolled in segments, each with a curvature of its own."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,12 +9,11 @@ import numpy as np
 from whence.calculus.checkpoints import Checkpoint, checkpoints
 from whence.calculus.fisher import FisherName
 from whence.calculus.gradients import measurement_gradients
-from whence.calculus.products import decay_diagonal
 from whence.calculus.segments import Segment, make_segment
 from whence.core.problem import Problem
 from whence.core.scores import Scores
-from whence.curvature.base import make_fisher
-from whence.errors import BadArgument, Unsupported
+from whence.curvature.base import layer_decay, make_fisher
+from whence.errors import BadArgument
 from whence.methods.base import Fitted, MeasurementLike, Method, first_order, make_scores
 
 
@@ -68,11 +66,23 @@ class Source(Method):
                 remedy="Give a multiple, such as segments=3 with checkpoints=6.",
             )
         problem.check()
-        started = time.monotonic()
+        fisher = make_fisher(problem, self.fisher, self.seed)
+        fisher.check(problem)
+        decay, started = layer_decay(problem), time.monotonic()
         each = self.checkpoints // self.segments
         seen = checkpoints(problem, self.checkpoints)
         parts = [seen[place : place + each] for place in range(0, len(seen), each)]
-        stretches = tuple(Stretch(self._segment(problem, part), tuple(part)) for part in parts)
+        segments = [
+            make_segment(
+                [problem.at(place.parameters) for place in part],
+                [place.reach for place in part],
+                fisher,
+                decay=decay,
+            )
+            for part in parts
+        ]
+        pairs = zip(segments, parts, strict=True)
+        stretches = tuple(Stretch(segment, tuple(part)) for segment, part in pairs)
         report = {
             "method": "source",
             "segments": self.segments,
@@ -81,20 +91,6 @@ class Source(Method):
             "fit_seconds": time.monotonic() - started,
         }
         return FittedSource(problem, report, stretches)
-
-    def _segment(self, problem: Problem, seen: Sequence[Checkpoint]) -> Segment:
-        fisher = make_fisher(problem, self.fisher, self.seed)
-        fisher.check(problem)
-        decay = decay_diagonal(problem)
-        if decay is None:
-            raise Unsupported(
-                found="The Hessian of the regulariser is not diagonal.",
-                why="A layer adds one number to its eigenvalues.",
-                remedy="Use a weight decay.",
-            )
-        problems = [problem.at(place.parameters) for place in seen]
-        reaches = [place.reach for place in seen]
-        return make_segment(problems, reaches, fisher, decay=decay.to(problem.parameters))
 
 
 @dataclass(frozen=True, eq=False)

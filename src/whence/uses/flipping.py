@@ -18,7 +18,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from whence.core.changes import removal
 from whence.core.measurements import contrast, predicted_targets
@@ -71,8 +70,23 @@ def smallest_flip(
         CannotRetrain: nothing says how the model was trained.
     """
     asked = problem.queries(query)
+    return _find(problem, asked, None, most=most, retrain=retrain, method=method, seed=seed)
+
+
+def _find(
+    problem: Problem,
+    asked: Queries,
+    fitted: Fitted | None,
+    *,
+    most: int | None,
+    retrain: bool | Trainer | Callable[..., object],
+    method: MethodLike,
+    seed: int,
+) -> "Flip":
+    """See `smallest_flip`; `fitted` ranks the examples of all data, where that is known already."""
     limit = _check(problem, asked, most)
     search = _Search(problem, asked, method, limit, seed)
+    search.fitted = fitted
     if retrain is not False:
         how = choose_training(problem, None if retrain is True else retrain, _TOGETHER)
         search.bench = Bench(problem, how, search.measurement, asked)
@@ -276,8 +290,11 @@ def brittleness(
     """
     asked = problem.queries(queries)
     options: Any = {"most": most, "retrain": retrain, "method": method, "seed": seed}
-    rows = track(range(len(asked)), "Looking for the sets that hold predictions")
-    flips = [smallest_flip(problem, _only(asked, row), **options) for row in rows]
+    each = [asked.take([row]) for row in range(len(asked))]
+    _check(problem, each[0], most)
+    fitted = fit_to_respond(problem, method)
+    rows = track(each, "Looking for the sets that hold predictions")
+    flips = [_find(problem, one, fitted, **options) for one in rows]
     return Brittleness(tuple(flips))
 
 
@@ -360,18 +377,6 @@ class Brittleness(Result):
         return f"{words}; for half of them at most {half:,} suffice."
 
 
-def _only(asked: Queries, row: int) -> Queries:
-    """One query of several, under its own id."""
-    one = slice(row, row + 1)
-    return replace(
-        asked,
-        inputs=tree_map(lambda leaf: leaf[one], asked.inputs),
-        targets=asked.targets[one],
-        ids=asked.ids[one],
-        displays=asked.displays[one],
-    )
-
-
 # ------------------------------------------------------------------------ the search
 
 
@@ -395,6 +400,7 @@ class _Search:
         names = (problem.label_name(code) for code in (self.answer, self.runner_up))
         self.measurement = problem.measurement(contrast(*names))
         self.bench: Bench | None = None
+        self.fitted: Fitted | None = None
         self.baseline = 0.0
         self.tried: list[Attempt] = []
 
@@ -474,7 +480,8 @@ class _Ranking:
             problem = replace(problem, weights=weights).at(cast("Tensor", parameters))
         self.fixed = fixed
         self.search = search
-        self.fitted: Fitted = fit_to_respond(problem, search.method)
+        known = None if fixed else search.fitted
+        self.fitted: Fitted = known or fit_to_respond(problem, search.method)
         scores = self.fitted.scores(search.asked, search.measurement)
         self.baseline, self.effects = float(scores.baseline[0]), scores.values[0].copy()
         self.effects[list(fixed)] = 0

@@ -339,16 +339,7 @@ class _Aim:
 
     def at(self, rows: np.ndarray) -> "_Aim":
         """The same for some of the queries."""
-        places = torch.from_numpy(rows)
-        asked = self.queries
-        some = replace(
-            asked,
-            inputs=tree_map(lambda leaf: leaf[places], asked.inputs),
-            targets=asked.targets[places],
-            ids=asked.ids[rows],
-            displays=tuple(asked.displays[row] for row in rows) if asked.displays else (),
-        )
-        return _Aim(some, self.measurement)
+        return _Aim(self.queries.take(rows), self.measurement)
 
     def look(self, problem: Problem) -> tuple[np.ndarray, Tensor]:
         """(R,) measurements and the answers of the model."""

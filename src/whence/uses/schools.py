@@ -341,14 +341,7 @@ def _one(asked: Queries, position: int) -> Queries:
             why="Queries are counted from 0, in the order in which they were given.",
             remedy=f"Give a position from 0 to {len(asked) - 1}.",
         )
-    rows = slice(position, position + 1)
-    return Queries(
-        inputs=tree_map(lambda leaf: leaf[rows], asked.inputs),
-        targets=asked.targets[rows],
-        ids=asked.ids[rows],
-        are_labelled=asked.are_labelled,
-        displays=asked.displays[rows],
-    )
+    return asked.take([position])
 
 
 def _check(inputs: Any, regions: int) -> None:
