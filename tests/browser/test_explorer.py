@@ -113,7 +113,9 @@ def test_digits_from_a_wrong_prediction_to_a_cleaned_data_set(page, digits):
     page.locator(".tile a").first.click()
     page.wait_for_url("**/queries/*")
     assert page.locator(".proponent .effect").count() == 6
-    assert page.locator(".opponent .effect img").first.evaluate("img => img.naturalWidth") == 8
+    picture = page.locator(".opponent .effect img").first
+    picture.scroll_into_view_if_needed()  # pictures are loaded when they come into view
+    assert picture.evaluate("img => img.decode().then(() => img.naturalWidth)") == 8
     assert page.locator("svg.distribution").count() == 1
     check_access(page)
     check_widths(page)
