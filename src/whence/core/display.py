@@ -1,8 +1,9 @@
-"""One example as a picture, a text or a row of numbers, in plain JSON.
+"""One example as a picture, a text, a row of numbers or a sound, in plain JSON.
 
     {"kind": "image", "png": base64, "width": w, "height": h}     [+ "scaled": words, "missing": n]
     {"kind": "text", "text": words}                               [+ "more": characters left out]
     {"kind": "row", "cells": [[name, value], ...]}                [+ "more": cells left out]
+    {"kind": "audio", ...}                                        a sound, as in `core/audio.py`
     {"kind": "none", "text": a short summary}
 
 Arrays of numpy, tensors of torch and pictures of pillow are read alike; torch is not imported.
@@ -10,20 +11,20 @@ Arrays of numpy, tensors of torch and pictures of pillow are read alike; torch i
 
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from math import isqrt
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
 
+from whence.core.audio import sound
 from whence.errors import BadArgument, unknown_name
 
 Display = dict[str, Any]
-"""Plain JSON, one of the four forms above."""
+"""Plain JSON, one of the five forms above."""
 
-KINDS = ("auto", "image", "text", "row", "none")
+KINDS = ("auto", "image", "text", "row", "audio", "none")
 
 LONGEST_SIDE = 160
 """Pixels; a report shows no picture larger, and a hundred photographs have to fit one page."""
@@ -38,52 +39,54 @@ _DIMMEST_BYTES = 64
 """Whole numbers that stay below are counts (such as the 0 to 16 of the digits) and not bytes."""
 
 
-def describe(
-    example: object,
-    kind: str = "auto",
-    *,
-    shape: Sequence[int] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    feature_names: Sequence[str] | None = None,
-    decode: Callable[[list[int]], str] | None = None,
-) -> Display:
-    """The display of one example.
-
-    `auto` takes (H, W), (1, H, W), (3, H, W), (H, W, 1) and (H, W, 3) for pictures, strings (and,
-    with `decode`, whole numbers) for text, single numbers and vectors for a row; of a dict or a
-    tuple it shows the first picture or text, else all numbers as one row.
+class Hints(TypedDict, total=False):
+    """What `describe` may be told of an example besides its kind.
 
     Args:
-        example: an array, tensor, picture, string, number, or a dict or tuple of these. A finished
-            display is returned as it is.
-        kind: one of `KINDS`.
         shape: of the picture, for a flat vector; by default a square.
         low: the value painted black.
         high: the value painted white. Without both, values in [0, 1] and bytes keep their range;
             anything else runs from the smallest to the largest of this picture, and says so.
         feature_names: of the cells of a row.
         decode: from token ids to text.
-
-    Raises:
-        UnknownName: no such kind.
-        BadArgument: the example cannot be shown in the kind that was asked for.
+        rate: of a sound, in samples a second.
     """
-    if kind not in KINDS:
-        raise unknown_name("display kind", kind, KINDS)
-    return _describe(example, kind, _Hints(shape, low, high, feature_names, decode))
 
-
-@dataclass(frozen=True)
-class _Hints:
     shape: Sequence[int] | None
     low: float | None
     high: float | None
     feature_names: Sequence[str] | None
     decode: Callable[[list[int]], str] | None
+    rate: int | None
 
 
-def _describe(example: object, kind: str, hints: _Hints) -> Display:
+def describe(example: object, kind: str = "auto", **hints: Unpack[Hints]) -> Display:
+    """The display of one example.
+
+    `auto` takes (H, W), (1, H, W), (3, H, W), (H, W, 1) and (H, W, 3) for pictures, strings (and,
+    with `decode`, whole numbers) for text, single numbers and vectors for a row; of a dict or a
+    tuple it shows the first picture or text, else all numbers as one row. It never takes numbers
+    for a sound.
+
+    Args:
+        example: an array, tensor, picture, string, number, or a dict or tuple of these. A finished
+            display is returned as it is.
+        kind: one of `KINDS`.
+        hints: any of `Hints`.
+
+    Raises:
+        UnknownName: no such kind, or no such hint.
+        BadArgument: the example cannot be shown in the kind that was asked for.
+    """
+    if kind not in KINDS:
+        raise unknown_name("display kind", kind, KINDS)
+    for name in hints:
+        if name not in Hints.__annotations__:
+            raise unknown_name("display hint", name, tuple(Hints.__annotations__))
+    return _describe(example, kind, hints)
+
+
+def _describe(example: object, kind: str, hints: Hints) -> Display:
     if isinstance(example, Mapping) and example.get("kind") in KINDS[1:]:
         return dict(example)
     if kind == "none":
@@ -95,27 +98,29 @@ def _describe(example: object, kind: str, hints: _Hints) -> Display:
     array = _as_array(example)
     kind = _choose(array, hints) if kind == "auto" else kind
     if kind == "image":
-        return _image(_as_picture(array, hints.shape), hints)
+        return _image(_as_picture(array, hints.get("shape")), hints)
     if kind == "text":
         return _text(_decoded(array, hints))
     if kind == "row":
-        return _row(_cells(array, hints.feature_names))
+        return _row(_cells(array, hints.get("feature_names")))
+    if kind == "audio":
+        return sound(array, hints.get("rate"))
     return {"kind": "none", "text": _summary(array)}
 
 
 def _describe_parts(
-    example: Mapping[Any, object] | tuple[object, ...], kind: str, hints: _Hints
+    example: Mapping[Any, object] | tuple[object, ...], kind: str, hints: Hints
 ) -> Display:
-    """The first picture or text among the parts; without one, a row of all their numbers."""
+    """The first picture, text or sound among the parts; without one, a row of all numbers."""
     named = example if isinstance(example, Mapping) else dict(enumerate(example))
     parts = {str(name): value for name, value in named.items()}
-    if "input_ids" in parts and hints.decode is not None:
+    if "input_ids" in parts and hints.get("decode") is not None:
         return _text(_decoded(_as_array(parts["input_ids"]), hints))
     if kind != "row":
-        shown = [_describe(part, kind, hints) for part in parts.values()]
-        words = [display for display in shown if display["kind"] in ("image", "text")]
-        if words:
-            return words[0]
+        for part in parts.values():
+            display = _describe(part, kind, hints)
+            if display["kind"] in ("image", "text", "audio"):
+                return display
     cells = [cell for name, part in parts.items() for cell in _part_cells(name, part)]
     return _row(cells) if cells else {"kind": "none", "text": _summary(example)}
 
@@ -127,10 +132,10 @@ def _part_cells(name: str, part: object) -> list[list[Any]]:
     return _cells(array, [f"{name}[{i}]" for i in range(array.size)])
 
 
-def _choose(array: np.ndarray, hints: _Hints) -> str:
+def _choose(array: np.ndarray, hints: Hints) -> str:
     if array.dtype.kind in "US" and array.ndim == 0:
         return "text"
-    if array.dtype.kind in "iu" and array.ndim == 1 and hints.decode is not None:
+    if array.dtype.kind in "iu" and array.ndim == 1 and hints.get("decode") is not None:
         return "text"
     if array.ndim <= 1:
         return "row"
@@ -188,11 +193,12 @@ def _no_picture(array: np.ndarray, reason: str) -> BadArgument:
     )
 
 
-def _image(picture: np.ndarray, hints: _Hints) -> Display:
+def _image(picture: np.ndarray, hints: Hints) -> Display:
     missing = int(picture.size - np.isfinite(picture).sum())
-    low, high, scaled = _range(picture)
-    if hints.low is not None and hints.high is not None:
-        low, high, scaled = hints.low, hints.high, ""
+    low, high = hints.get("low"), hints.get("high")
+    scaled = ""
+    if low is None or high is None:
+        low, high, scaled = _range(picture)
     image = Image.fromarray(_as_bytes(picture, low, high))
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     buffer = BytesIO()
@@ -243,16 +249,17 @@ def _text(text: str) -> Display:
     return {"kind": "text", "text": text[:MOST_CHARACTERS], "more": more}
 
 
-def _decoded(array: np.ndarray, hints: _Hints) -> str:
+def _decoded(array: np.ndarray, hints: Hints) -> str:
     if array.dtype.kind in "US" and array.ndim == 0:
         return str(array)
-    if hints.decode is None or array.dtype.kind not in "iu":
+    decode = hints.get("decode")
+    if decode is None or array.dtype.kind not in "iu":
         raise BadArgument(
             found=f"{_summary(array)} cannot be shown as text.",
             why="Only strings, or whole numbers with a way to decode them, are words.",
             remedy='Pass display={"kind": "text", "decode": tokenizer.decode}.',
         )
-    return str(hints.decode(array.ravel().tolist()))
+    return str(decode(array.ravel().tolist()))
 
 
 def _cells(array: np.ndarray, names: Sequence[str] | None) -> list[list[Any]]:
