@@ -56,6 +56,13 @@ def test_the_objective_is_the_equation(name, renormalize):
     assert case.problem.objective(flat).item() == pytest.approx(ones, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_the_labels_of_all_examples_are_those_of_each(name, monkeypatch):
+    monkeypatch.setattr("whence.core.problem._LABELS_AT_ONCE", 7)  # several pieces
+    problem = ALL[name]().problem
+    assert problem.labels().tolist() == [problem.label_of(i) or "" for i in range(len(problem))]
+
+
 @pytest.mark.parametrize("name", CONVEX)
 def test_losses_and_outputs_are_those_of_each_example(name):
     case = CONVEX[name]()

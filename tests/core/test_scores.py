@@ -7,6 +7,8 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import FrozenInstanceError, replace
+from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -622,3 +624,33 @@ def test_scores_refuse_a_problem_that_differs_in_any_part_of_the_equation(part):
     scores.refuse_other(made_for, why="Nothing differs.")
     with pytest.raises(Stale, match=f"made for {part}"):
         scores.refuse_other(made_for | {part: "d" * 32}, why="It is another problem.")
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["heavy tails", "many ties", "all equal", "one", "mostly zero"])
+def test_strongest_and_half_are_those_of_all_effects_in_order(kind, seed):
+    """Only a few of many effects are sorted; the answer is that of sorting them all."""
+    rng = np.random.default_rng(seed)
+    effects = {
+        "heavy tails": rng.standard_t(1, 5000),
+        "many ties": rng.integers(-3, 4, 5000).astype(float),
+        "all equal": np.full(4096, 0.1),
+        "one": np.eye(1, 3000, 17)[0],
+        "mostly zero": np.where(rng.random(5000) < 0.001, rng.standard_normal(5000), 0.0),
+    }[kind]
+    scores = Scores(
+        values=effects[None],
+        query_ids=np.arange(1),
+        train_ids=np.arange(len(effects)),
+        measurement=LOSS,
+        baseline=np.zeros(1),
+    )
+    order = np.argsort(-effects, kind="stable")
+    expected = [i for i in order.tolist() if effects[i] > 0]
+    for k in (1, 10, 6000):
+        assert [one.id for one in scores.proponents(k)] == expected[:k]
+    sizes = sorted((Fraction(size) for size in np.abs(effects)), reverse=True)
+    sums = list(accumulate(sizes))
+    reach = sums[-1] / 2 * (1 - Fraction(1, 10**12))
+    half = next(i for i, reached in enumerate(sums, 1) if reached >= reach)
+    assert scores.half_of_influence() == half

@@ -8,6 +8,7 @@ comes out is addressed by position and never shuffled.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from whence.errors import BadArgument, BadData, DeviceMismatch
+from whence.numerics.lookup import Lookup
 from whence.store import fingerprint
 
 Tree = Any
@@ -78,7 +80,11 @@ class Data(ABC):
         Raises:
             BadArgument: an id that does not exist, the same one twice, or none at all.
         """
-        return find_ids(self.ids, ids)
+        return find_ids(self._lookup, ids)
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.ids)
 
     @property
     def is_prepared(self) -> bool:
@@ -173,30 +179,36 @@ class DatasetData(Data):
         return split_target(as_tensors(self.collate(items)), self.target)
 
 
-def find_ids(known: np.ndarray, wanted: Sequence[int | str] | np.ndarray) -> np.ndarray:
-    """(M,) positions in `known` of the ids in `wanted`, in their order.
+def find_ids(known: Lookup, wanted: Sequence[int | str] | np.ndarray) -> np.ndarray:
+    """(M,) positions among known ids of those that are wanted, in their order.
 
     Raises:
         BadArgument: an id that does not exist, the same one twice, or none at all.
     """
-    ids = known.tolist()
-    places = {name: place for place, name in enumerate(ids)}
-    named = np.asarray(wanted, dtype=object).ravel().tolist()
-    missing = [name for name in named if name not in places]
+    ids = known.names
+    if isinstance(wanted, np.ndarray) and wanted.dtype.kind == ids.dtype.kind:
+        named = wanted.ravel()
+        places = known.places(named)
+    else:
+        named = np.asarray(wanted, dtype=object).ravel()
+        found = [known.place(name) for name in named]
+        places = np.array([-1 if place is None else place for place in found], np.int64)
+    missing = named[places < 0].tolist()
     if missing:
         raise BadArgument(
             found=f"There is no training example {missing[0]!r} ({len(missing)} are missing).",
-            why=f"There are {len(ids):,} ids, {ids[0]!r} the first and {ids[-1]!r} the last.",
+            why=f"There are {len(ids):,} ids, {ids[0].item()!r} the first and "
+            f"{ids[-1].item()!r} the last.",
             remedy="Use ids of the training data; 7 and '7' are different ids.",
         )
-    if not named or len(set(named)) < len(named):
+    distinct = len(set(places.tolist()))
+    if distinct == 0 or distinct < len(named):
         raise BadArgument(
-            found=f"{len(named)} training examples were named, {len(set(named))} of them "
-            "different.",
+            found=f"{len(named)} training examples were named, {distinct} of them different.",
             why="What is asked speaks of at least one example, and of each only once.",
             remedy="Name each training example once.",
         )
-    return np.array([places[name] for name in named], dtype=np.int64)
+    return places.astype(np.int64)
 
 
 def make_data(source: object, *, target: str | None = None, ids: object = None) -> Data:
@@ -393,7 +405,7 @@ def _make_ids(ids: object, count: int) -> np.ndarray:
     names = np.asarray(ids)
     if names.dtype == object:
         names = names.astype(str)
-    if names.shape != (count,) or len(np.unique(names)) != count:
+    if names.shape != (count,) or Lookup(names.ravel()).distinct != count:
         raise BadData(
             found=f"{names.size} ids ({len(np.unique(names))} distinct) for {count} examples.",
             why="An id names one example, so that it can be found again in every result.",

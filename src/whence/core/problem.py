@@ -42,6 +42,8 @@ T = TypeVar("T")
 Forward = Callable[[nn.Module, Any], Tensor]
 """How the model is called on a batch of inputs: `forward(model, inputs) -> outputs`."""
 
+_LABELS_AT_ONCE = 1024
+
 _WORKING_BYTES = 48 * 2**20
 """Memory that one streamed batch may take; on a CPU larger ones leave the cache and are slower."""
 
@@ -508,6 +510,23 @@ class Problem:
         """The label of a training example in words."""
         _, targets = self.data.take(torch.tensor([position]))
         return None if targets is None else self.label_name(targets[0])
+
+    def labels(self) -> np.ndarray:
+        """(N,) the labels of all training examples in words; empty strings where there are none."""
+        named: list[np.ndarray] = []
+        for positions in torch.arange(len(self)).split(_LABELS_AT_ONCE):
+            _, targets = self.data.take(positions)
+            if targets is None:
+                return np.full(len(self), "")
+            named.append(self._label_names(targets.detach().cpu().numpy()))
+        return np.concatenate(named)
+
+    def _label_names(self, targets: np.ndarray) -> np.ndarray:
+        """(B,) targets in words; what several have in common is put into words once."""
+        if targets.ndim > 1 and targets[0].size > 1:
+            return np.array([self.label_name(target) for target in targets])
+        values, places = np.unique(targets.reshape(len(targets)), return_inverse=True)
+        return np.array([self.label_name(value) for value in values])[places]
 
     def label_name(self, target: Any) -> str:
         """A target in words: the name of its class, or the number."""

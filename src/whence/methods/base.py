@@ -264,6 +264,7 @@ def make_scores(
         report: what the method has to say; `is_calibrated` False makes the unit "arbitrary".
         started: `time.monotonic()` at the start of the work.
     """
+    values.setflags(write=False)  # nobody else holds them: `Scores` needs no copy of them
     facts = problem.facts()
     arrays = queries.arrays()
     common = {

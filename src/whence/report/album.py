@@ -13,6 +13,7 @@ import numpy as np
 from whence.core.scores import Scores
 from whence.errors import StoreError
 from whence.report.queries import AtHand
+from whence.report.sounds import Room
 from whence.store import write_atomically
 from whence.store.archives import DAMAGE, read_archive
 from whence.store.files import cannot_read
@@ -32,9 +33,9 @@ MOST_EXAMPLES = 2000
 """Training examples whose looks are kept: those of MNIST take a second and a megabyte."""
 
 MOST_BYTES = 64 * 2**20
-"""What the looks of training examples may take on the disk."""
+"""What the looks of training examples may take on the disk, besides their sounds."""
 
-_MAPPED = ("examples/text", "queries/text")
+_MAPPED = ("examples/text", "queries/text", "labels", "places")
 """Arrays that may be large, and of which little is looked at."""
 
 NOT_KEPT: Json = {"kind": "none", "text": "not kept in this run"}
@@ -138,9 +139,10 @@ def make_album(problem: "Problem", scores: Scores) -> Album:
     )
     shown = AtHand(problem, scores)
     rows = problem.data.positions(scores.train_ids)
-    labels = np.array([problem.label_of(int(row)) or "" for row in rows])
+    labels = problem.labels()[rows]
     kept, places = _keep(shown, _most_wanted(scores), len(labels))
-    queries = [shown.query(position) for position in range(len(scores.query_ids))]
+    sounds = Room()
+    queries = [sounds.fit(shown.query(position)) for position in range(len(scores.query_ids))]
     return Album(
         labels=labels,
         places=places,
@@ -157,17 +159,19 @@ def _most_wanted(scores: Scores) -> Array:
     for row in scores.values:
         sizes = np.abs(row)
         np.maximum(largest, sizes / (sizes.sum() or 1.0), out=largest)
-    return np.argsort(-largest, kind="stable")[:MOST_EXAMPLES]
+    count = min(MOST_EXAMPLES, len(largest))
+    able = np.flatnonzero(largest >= np.partition(largest, -count)[-count])
+    return able[np.argsort(-largest[able], kind="stable")[:count]]
 
 
 def _keep(shown: AtHand, columns: Array, count: int) -> tuple[list[Json], Array]:
     """Displays of these training examples until they fill their space, and where they are."""
     places = np.full(count, -1, dtype=np.int32)
     kept: list[Json] = []
-    room = MOST_BYTES
+    room, sounds = MOST_BYTES, Room()
     for column in columns.tolist():
-        display = shown.example(column)["display"]
-        room -= len(json_text(display))
+        display = sounds.fit(shown.example(column)["display"])
+        room -= len(json_text(display)) - len(display.get("wav", ""))
         if room < 0:
             break
         places[column] = len(kept)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from whence.numerics.lookup import Lookup
 from whence.report.sentences import predicts_number, says, without
 
 if TYPE_CHECKING:  # a story is read and shown on machines without torch
@@ -99,7 +100,7 @@ class AtHand:
         self.problem = problem
         self.scores = scores
         self._is_labelled = bool(scores.report.get("are_labelled", True))
-        self._positions = {name: i for i, name in enumerate(problem.data.ids.tolist())}
+        self._rows = Lookup(problem.data.ids)
         self._remembered: dict[int, Json] = {}
 
     def query(self, position: int) -> Json:
@@ -116,7 +117,7 @@ class AtHand:
     def example(self, position: int) -> Json:
         """How a training example looks, and its label."""
         if position not in self._remembered:
-            row = self._positions[self.scores.train_ids[position].item()]
+            row = int(self._rows.places(self.scores.train_ids[[position]])[0])
             self._remembered[position] = {
                 "display": self.problem.show(row),
                 "label": self.problem.label_of(row),

@@ -13,6 +13,7 @@ from whence.core.problem import Problem
 from whence.core.scores import Scores
 from whence.errors import BadArgument
 from whence.numerics import draws, stats
+from whence.numerics.lookup import Lookup
 
 Array = np.ndarray[Any, Any]
 
@@ -154,7 +155,7 @@ def choose_examples(
         )
     if is_count:
         return scores.train_ids[draw(scores.values[rows], count, seed=seed)]
-    return scores.train_ids[find_ids(scores.train_ids, examples)]
+    return scores.train_ids[find_ids(Lookup(scores.train_ids), examples)]
 
 
 def draw(effects: Array, count: int, *, seed: int = 0) -> Array:
