@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from whence.uses.perturbation import Perturbation, perturb
     from whence.uses.poisoning import Attack, Poisoning, poison
     from whence.uses.schools import Schools, other_schools
+    from whence.uses.tokens import TokenEffects, token_effects
     from whence.uses.whatif import Outcome, relabel, remove, replace, revise, upweight
     from whence.verification import Verification, fit_datamodels, verify
 
@@ -134,6 +135,8 @@ _HOMES = {
     "Poisoning": "whence.uses.poisoning",
     "other_schools": "whence.uses.schools",
     "Schools": "whence.uses.schools",
+    "token_effects": "whence.uses.tokens",
+    "TokenEffects": "whence.uses.tokens",
     "Outcome": "whence.uses.whatif",
     "relabel": "whence.uses.whatif",
     "remove": "whence.uses.whatif",
@@ -185,6 +188,7 @@ __all__ = [
     "Scores",
     "Section",
     "Source",
+    "TokenEffects",
     "TracIn",
     "TrainLoss",
     "Trainer",
@@ -217,6 +221,7 @@ __all__ = [
     "save_fit",
     "scan_damping",
     "smallest_flip",
+    "token_effects",
     "upweight",
     "verify",
     "write_report",

@@ -1,7 +1,7 @@
 """What a use of whence has to say, as plain data that the terminal, JSON and the report all draw.
 
-A `Section` has a title, a sentence and blocks: tables, charts and pictures. Nothing here knows how
-a block is drawn, and nothing that draws knows where its numbers came from.
+A `Section` has a title, a sentence and blocks: tables, charts, pictures and texts. Nothing here
+knows how a block is drawn, and nothing that draws knows where its numbers came from.
 """
 
 import math
@@ -140,7 +140,40 @@ class Gallery:
         return {"kind": "gallery", "pictures": pictures, "caption": self.caption}
 
 
-Block = Table | Scatter | Lines | Bars | Gallery
+@dataclass(frozen=True)
+class Tokens:
+    """A text in pieces, each with its effect: helpful and harmful ones stand out.
+
+    Args:
+        pieces: texts with their effects, in reading order.
+        unit: of the effects.
+        helps: what it means that a piece helps, in words.
+        hurts: the same for one that hurts.
+        sign: of an effect that helps: -1 where more of the measurement is better.
+        caption: what the text is.
+    """
+
+    pieces: Sequence[tuple[str, float]]
+    unit: str
+    helps: str
+    hurts: str
+    sign: int
+    caption: str = ""
+
+    def to_json(self) -> Json:
+        """The text as plain JSON."""
+        return {
+            "kind": "tokens",
+            "pieces": [[text, _plain(effect)] for text, effect in self.pieces],
+            "unit": self.unit,
+            "helps": self.helps,
+            "hurts": self.hurts,
+            "sign": self.sign,
+            "caption": self.caption,
+        }
+
+
+Block = Table | Scatter | Lines | Bars | Gallery | Tokens
 
 
 @dataclass(frozen=True)
@@ -155,7 +188,7 @@ class Section:
         kind: name of the function that found it.
         title: a heading.
         sentence: what was found, in plain words with units.
-        blocks: tables, charts and galleries, in reading order.
+        blocks: tables, charts, galleries and texts, in reading order.
         warnings: what a reader should know.
     """
 

@@ -14,6 +14,7 @@ from whence.cli import main
 
 TRAIN = """
 import numpy as np
+import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -37,6 +38,26 @@ def other():
 
 def named():
     return made(1.0, ids=[f"scan {i}" for i in range(48)])
+
+class Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(5, 2), torch.nn.Linear(2, 2)
+
+    def forward(self, tokens):
+        return self.head(self.table(tokens).mean(1))
+
+words = torch.arange(48).reshape(12, 4) * 7 % 5
+kinds = words[:, 0] % 2
+asked_words = (words[9:], kinds[9:])
+
+def texts():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Words().double()
+    display = {"kind": "text", "decode": lambda ids: " ".join("a b c d e"[2 * i] for i in ids)}
+    data = (words[:9], kinds[:9])
+    return whence.make_problem(model, data, loss="cross_entropy", weight_decay=1.0, display=display)
 
 queries = (images[60:63], labels[60:63])
 one = (images[60:61], labels[60:61])

@@ -10,7 +10,7 @@ from rich.console import Console
 from whence.cli.sections import FEW, HEIGHT, WIDTH, draw_section
 from whence.core.display import describe
 from whence.report.blocks import MOST_BARS, MOST_PICTURES, MOST_ROWS
-from whence.sections import Bars, Gallery, Lines, Scatter, Section, Table
+from whence.sections import Bars, Gallery, Lines, Scatter, Section, Table, Tokens
 
 PICTURE = describe(np.eye(8), "image")
 HOSTILE = "\x1b[31mred\x07\nnext \u202eback"
@@ -191,3 +191,27 @@ def test_markup_of_the_terminal_library_stays_text():
 )
 def test_an_empty_block_says_so(block):
     assert shown(block).splitlines()[3:] == ["Nothing to show here."]
+
+
+# -------------------------------------------------------------------------------- tokens
+
+
+def test_a_text_of_tokens_stays_text_and_says_what_its_letters_mean():
+    pieces = [(" a", -0.5), (f" {HOSTILE}", 1.0), (" end", 0.0)]
+    block = Tokens(pieces, "nats", "without it, it falls", "without it, it rises", -1, "Example 3.")
+    lines = shown(block).splitlines()[3:]
+    assert lines == [
+        "Example 3.",
+        " a ␛[31mred␇ next �back end",
+        "bold: without it, it falls   underlined: without it, it rises",
+    ]
+
+
+def test_helpful_tokens_are_bold_and_harmful_ones_underlined():
+    pieces = [("good", -1.0), ("bad", 1.0), ("weak", 0.1), ("none", 0.0)]
+    section = Section("k", "t", "s", (Tokens(pieces, "", "x", "y", -1),))
+    text = list(draw_section(section.to_json()))[3]
+    assert [(str(span.style), span.start, span.end) for span in text.spans] == [
+        ("bold blue", 0, 4),
+        ("bold underline dark_orange3", 4, 7),
+    ]

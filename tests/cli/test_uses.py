@@ -26,6 +26,7 @@ from whence.uses.mismatch import find_mismatch
 from whence.uses.perturbation import perturb
 from whence.uses.poisoning import Attack, poison
 from whence.uses.schools import other_schools
+from whence.uses.tokens import token_effects
 from whence.uses.whatif import relabel, remove, replace, upweight
 
 BLANK = np.zeros((1, 64)), ["eight"]
@@ -63,6 +64,10 @@ USES: dict[str, tuple[str, Callable[..., object]]] = {
         "--query train.py:queries --example 3",
         lambda p, q: perturb(p, q, example=3),
     ),
+    "tokens": (
+        "--query train.py:asked_words --example 3 --by input --measurement loss",
+        lambda p, q: token_effects(p, q, example=3, by="input", measurement="loss"),
+    ),
     "poison": (
         "--query train.py:one --examples 2 --box 30 --step 10 --low -1 --high 2 --iterations 2",
         lambda p, q: poison(p, (q[0][:1], q[1][:1]), examples=2, box=30, step=10, attack=WIDE),
@@ -97,6 +102,15 @@ USES: dict[str, tuple[str, Callable[..., object]]] = {
 }
 
 
+OTHERS = {"tokens": ("train.py:texts", "train.py:asked_words")}
+"""Problem and queries of the commands that cannot be asked of pictures."""
+
+
+def asked_of(name: str) -> tuple[str, str]:
+    """Where the problem and the queries are."""
+    return OTHERS.get(name, ("train.py:problem", "train.py:queries"))
+
+
 def second_of(problem: whence.Problem, queries: tuple[np.ndarray, np.ndarray]) -> Queries:
     """The query at position 1, under the id that it has among the others."""
     x, y = queries
@@ -104,12 +118,13 @@ def second_of(problem: whence.Problem, queries: tuple[np.ndarray, np.ndarray]) -
 
 
 def line_of(name: str) -> str:
-    return f"{name} train.py:problem {USES[name][0]}"
+    return f"{name} {asked_of(name)[0]} {USES[name][0]}"
 
 
 def asked(name: str) -> object:
     """What the library says of the same question."""
-    return USES[name][1](load_problem("train.py:problem"), load_object("train.py:queries"))
+    problem, queries = asked_of(name)
+    return USES[name][1](load_problem(problem), load_object(queries))
 
 
 def numbers(value: object) -> object:
@@ -128,9 +143,10 @@ def _stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_run(call) -> Callable[[], Path]:
-    def run() -> Path:
-        line = "explain train.py:problem --query train.py:queries --out runs/why --quiet"
+def make_run(call) -> Callable[..., Path]:
+    def run(name: str = "") -> Path:
+        problem, queries = asked_of(name)
+        line = f"explain {problem} --query {queries} --out runs/why --quiet"
         assert call(line).exit_code == 0
         return Path("runs/why")
 
@@ -166,7 +182,7 @@ def test_a_use_prints_and_writes_what_the_library_says(name: str, call):
 @pytest.mark.parametrize("name", USES)
 def test_a_use_joins_the_report_of_a_run_and_tells_it_on_the_terminal(name: str, call, make_run):
     section = asked(name).section()
-    run = make_run()
+    run = make_run(name)
     result = call(f"{line_of(name)} --add-to {run}")
     assert result.exit_code == 0, result.stderr
     assert " ".join(section.sentence.split()) in " ".join(result.stdout.split())
@@ -298,6 +314,12 @@ REFUSED = {
     "flip train.py:problem --query train.py:queries": ("BadArgument", "--position"),
     "flip train.py:problem --query train.py:queries --position 3": ("BadArgument", "0 to 2"),
     "perturb train.py:problem --query train.py:one --example x": ("BadArgument", "'x'"),
+    "tokens train.py:problem --query train.py:one --example 3": ("Unsupported", "no tokens"),
+    "tokens train.py:texts --query train.py:asked_words --example 3 --by loss": (
+        "Unsupported",
+        'by="input"',
+    ),
+    "tokens train.py:texts --query train.py:asked_words --example 3 --by x": ("UnknownName", "'x'"),
     "poison train.py:problem --query train.py:one --box -1": ("BadArgument", "-1"),
     "mislabels train.py:problem --by los": ("UnknownName", "'loss'"),
     "mislabels train.py:problem --truth ids.npy": ("BadData", ""),

@@ -35,6 +35,7 @@ from whence.uses.mismatch import find_mismatch
 from whence.uses.perturbation import perturb
 from whence.uses.poisoning import Attack, poison
 from whence.uses.schools import other_schools
+from whence.uses.tokens import token_effects
 from whence.uses.whatif import relabel, remove, replace, revise, upweight
 
 
@@ -178,6 +179,8 @@ USES: dict[str, Use] = {
     "smallest_flip, predicted": Use(
         smallest_flip, two_classes, {"retrain": False}, arguments=one_query
     ),
+    "token_effects": Use(token_effects, problems.tied, {"example": 3}),
+    "token_effects by the input": Use(token_effects, problems.tokens, {"example": 3}),
     "upweight": Use(upweight, two_classes, {"example": [3, 7], "by": 2.5}),
 }
 
@@ -293,7 +296,7 @@ def test_a_section_has_a_title_a_sentence_and_blocks_that_are_strict_json(name):
     for block in section.blocks:
         told = block.to_json()
         assert json.loads(json.dumps(told, allow_nan=False)) == told
-        assert told["kind"] in {"table", "scatter", "lines", "bars", "gallery"}
+        assert told["kind"] in {"table", "scatter", "lines", "bars", "gallery", "tokens"}
 
 
 @NAMES

@@ -336,7 +336,8 @@ def input_gradients(problem: Problem, psi: Tensor, batch: Batch) -> Tree:
         raise Unsupported(
             found="The inputs are integers, such as tokens or categories.",
             why="A derivative with respect to them does not exist.",
-            remedy="Give the model its embeddings as inputs, or compare whole replacements.",
+            remedy="Use whence.token_effects for a text, give the model its embeddings as inputs, "
+            "or compare whole replacements.",
         )
 
     def along(direction: Tensor) -> Tree:

@@ -19,6 +19,7 @@ from whence.report.blocks import (
     has_content,
     left_out,
 )
+from whence.report.highlights import highlights
 from whence.report.sentences import number
 from whence.report.texts import for_terminal
 
@@ -268,6 +269,24 @@ def _draw_gallery(block: Json) -> Iterator[RenderableType]:
         yield Text("The pictures themselves are in the report: --out FOLDER.", style="dim")
 
 
+_STYLES = {"helps": "bold blue", "hurts": "bold underline dark_orange3"}
+"""Of tokens with large effects."""
+
+
+def _draw_tokens(block: Json) -> Iterator[RenderableType]:
+    """The text, with tokens of large effects in the colours of proponents and opponents."""
+    text = Text()
+    for token in highlights(block):
+        text.append(token.text, _STYLES.get(token.side, "") if token.level > 1 else "")
+    yield text
+    yield Text.assemble(
+        ("bold", _STYLES["helps"]),
+        f": {block['helps']}   ",
+        ("underlined", _STYLES["hurts"]),
+        f": {block['hurts']}",
+    )
+
+
 def _rest(amount: int, noun: str) -> Iterator[RenderableType]:
     if amount:
         yield left_out(amount, noun)
@@ -279,4 +298,5 @@ _DRAWN = {
     "scatter": _draw_scatter,
     "lines": _draw_lines,
     "gallery": _draw_gallery,
+    "tokens": _draw_tokens,
 }

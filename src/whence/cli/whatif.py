@@ -199,6 +199,27 @@ def perturb(asked: Asked, example: str) -> "Result":
 
 
 @use(
+    "whence tokens train.py:problem --query queries.npz --example 7",
+    "whence tokens train.py:problem --query queries.npz --example 7 --by input",
+    heading=HEADING,
+)
+@query_option
+@example_option
+@click.option(
+    "--by", help="loss (by its positions), input (by the tokens that go in) or auto, the default."
+)
+@measurement_option
+@method_option
+def tokens(asked: Asked, example: str, by: str | None) -> "Result":
+    """Which tokens of a training text carry its effect."""
+    from whence.uses.tokens import token_effects
+
+    name = read_id(example, asked.problem)
+    options = given(by=by) | asked.options
+    return token_effects(asked.problem, asked.queries, example=name, **options)
+
+
+@use(
     "whence poison train.py:problem --query queries.npz --examples 2 --box 0.5",
     heading=HEADING,
 )
@@ -245,5 +266,6 @@ COMMANDS = (
     brittleness,
     removal_curve,
     perturb,
+    tokens,
     poison,
 )

@@ -269,7 +269,7 @@ def chart(block: Mapping[str, Any]) -> Markup | None:
     """The chart of a block; None where there is nothing to draw.
 
     Args:
-        block: of a section; neither a table nor a gallery.
+        block: of a section; no table, gallery or text.
     """
     return CHARTS[block["kind"]](block) if has_content(block) else None
 
@@ -292,5 +292,11 @@ def has_content(block: Mapping[str, Any]) -> bool:
             for parts in block["series"].values()
             for x, y in zip(parts["x"], parts["y"], strict=False)
         )
-    parts = {"table": "rows", "scatter": "points", "bars": "values", "gallery": "pictures"}
+    parts = {
+        "table": "rows",
+        "scatter": "points",
+        "bars": "values",
+        "gallery": "pictures",
+        "tokens": "pieces",
+    }
     return bool(block[parts[block["kind"]]])

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from whence.errors import WrongVersion
 from whence.report import blocks, charts, sentences
+from whence.report.highlights import highlights
 from whence.report.story import FORMAT, READ, tell, tell_sections
 from whence.report.texts import for_page, in_common
 from whence.store import write_atomically
@@ -158,6 +159,7 @@ def environment(*packages: str) -> Environment:
         "chart_note": blocks.chart_note,
         "grid": blocks.grid,
         "has_content": blocks.has_content,
+        "highlights": highlights,
         "in_common": in_common,
     }
     environment.globals.update(names)

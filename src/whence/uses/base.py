@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from whence.core.problem import Problem
+from whence.errors import Unsupported
 from whence.explanation import MethodLike, choose, fit
-from whence.methods import Fitted, Influence
+from whence.methods import Fitted, Influence, make_method
+from whence.methods.influence import FittedInfluence
 from whence.sections import Section
 from whence.tables import html_table, plain_table
 
@@ -48,6 +50,33 @@ def fit_to_respond(problem: Problem, method: MethodLike) -> Fitted:
     if isinstance(recipe, Influence):
         recipe = replace(recipe, change="finite")
     return recipe.fit(problem).because(choice.reason)
+
+
+def fit_to_take_apart(problem: Problem, method: MethodLike) -> FittedInfluence:
+    """A fitted method whose effects are psi . grad loss, to be taken apart: removal to first order.
+
+    Raises:
+        Unsupported: it does not solve with a curvature.
+    """
+    reason = "asked for"
+    if method == "auto":
+        choice = choose(problem)
+        method, reason = choice.method, choice.reason
+    elif isinstance(method, str):
+        method = make_method(method)
+    if isinstance(method, Influence):
+        method = replace(method, removal="first_order", change="linear")
+    fitted: Fitted = fit(problem, method).because(reason)
+    if isinstance(fitted, FittedInfluence) and fitted.correction is None:
+        return fitted
+    found = f"{type(fitted).__name__} does not solve with a curvature."
+    if isinstance(fitted, FittedInfluence):
+        found = "The effects are corrected for what training has left undone."
+    raise Unsupported(
+        found=found,
+        why="They are taken apart into the parts of the plain influence formula.",
+        remedy='Use method="auto", or the name of a curvature such as "exact" or "cg".',
+    )
 
 
 def position_of(problem: Problem, example: int | str) -> int:

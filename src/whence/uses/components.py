@@ -12,7 +12,7 @@ Source: Koh & Liang 2017 (arXiv:1703.04730), section 2.3 and figure 1.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,13 @@ from whence.calculus.gradients import measurement_gradients, outputs, residuals
 from whence.core.batches import Batch
 from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
-from whence.errors import Unsupported
-from whence.explanation import MethodLike, choose, fit
-from whence.methods import Fitted, Influence, make_method
+from whence.explanation import MethodLike
 from whence.methods.base import MeasurementLike, merge_reports, stream
 from whence.methods.influence import FittedInfluence
 from whence.numerics import stats
 from whence.sections import Scatter, Section, Table
 from whence.store.jsonable import as_json, json_text
-from whence.uses.base import Result
+from whence.uses.base import Result, fit_to_take_apart
 
 VARIANTS = {
     "full": "the effect",
@@ -226,7 +224,7 @@ def components(
 
     Source: Koh & Liang 2017 (arXiv:1703.04730), section 2.3 and figure 1.
     """
-    fitted = _first_order(problem, method)
+    fitted = fit_to_take_apart(problem, method)
     asked = problem.queries(queries)
     measured = problem.measurement(measurement)
     _, slopes = measurement_gradients(problem, measured, asked)
@@ -253,33 +251,6 @@ def components(
 
 
 # ------------------------------------------------------------------------ the four products
-
-
-def _first_order(problem: Problem, method: MethodLike) -> FittedInfluence:
-    """The method, fitted, with removal to first order.
-
-    Raises:
-        Unsupported: it does not solve with a curvature.
-    """
-    reason = "asked for"
-    if method == "auto":
-        choice = choose(problem)
-        method, reason = choice.method, choice.reason
-    elif isinstance(method, str):
-        method = make_method(method)
-    if isinstance(method, Influence):
-        method = replace(method, removal="first_order", change="linear")
-    fitted: Fitted = fit(problem, method).because(reason)
-    if isinstance(fitted, FittedInfluence) and fitted.correction is None:
-        return fitted
-    found = f"{type(fitted).__name__} does not solve with a curvature."
-    if isinstance(fitted, FittedInfluence):
-        found = "The effects are corrected for what training has left undone."
-    raise Unsupported(
-        found=found,
-        why="They are taken apart into the factors of the plain influence formula.",
-        remedy='Use method="auto", or the name of a curvature such as "exact" or "cg".',
-    )
 
 
 @dataclass(frozen=True)

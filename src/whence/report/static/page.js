@@ -12,7 +12,7 @@ let current = null;
 function point(mark) {
   current?.classList.remove("is-current");
   current = mark;
-  tip.textContent = mark?.getAttribute("aria-label") ?? "";
+  tip.textContent = mark?.getAttribute("aria-label") ?? mark?.title ?? "";
   if (!mark) return;
   mark.classList.add("is-current");
   tip.style.left = "0"; // or the edge of the page would narrow it
@@ -23,24 +23,35 @@ function point(mark) {
   tip.style.top = `${window.scrollY + box.top - tip.offsetHeight - 8}px`;
 }
 
+// Arrows go from mark to mark of a box, in the order of `inOrder`.
+function walk(box, inOrder) {
+  box.setAttribute("role", "group"); // an image would hide its parts from screen readers
+  box.setAttribute("tabindex", "0");
+  box.addEventListener("blur", () => point(null));
+  box.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (event.key === "Escape") point(null);
+    const marks = step ? inOrder() : [];
+    if (marks.length === 0) return;
+    event.preventDefault();
+    const at = marks.indexOf(current);
+    const next = at < 0 && step < 0 ? marks.length - 1 : at + step;
+    point(marks[(next + marks.length) % marks.length]);
+  });
+}
+
 for (const chart of document.querySelectorAll(".chart")) {
   const isMark = '[aria-roledescription="point"], [aria-roledescription="bar"]';
   const marks = [...chart.querySelectorAll(isMark)];
   const middle = (mark) => mark.getBoundingClientRect().left;
-  chart.setAttribute("role", "group"); // an image would hide its parts from screen readers
-  chart.setAttribute("tabindex", "0");
+  walk(chart, () => marks.sort((one, other) => middle(one) - middle(other)));
   chart.addEventListener("pointerover", (event) => point(event.target.closest(isMark)));
   chart.addEventListener("pointerleave", () => point(null));
-  chart.addEventListener("blur", () => point(null));
-  chart.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (event.key === "Escape") point(null);
-    if (!step || marks.length === 0) return;
-    event.preventDefault();
-    marks.sort((one, other) => middle(one) - middle(other));
-    const next = marks.indexOf(current) + step;
-    point(marks[(next + marks.length) % marks.length]);
-  });
+}
+
+// The pointer finds the effect of a token in its title.
+for (const text of document.querySelectorAll(".tokens")) {
+  walk(text, () => [...text.querySelectorAll(".token")]);
 }
 
 function unfoldTarget() {
