@@ -36,6 +36,7 @@ class Live:
     def __init__(self, catalog: Catalog, load: "Callable[[], Problem] | None") -> None:
         self.catalog = catalog
         self._lock = Lock()
+        self._showing = Lock()  # displays are functions of the user: one at a time
         self._error: WhenceError | None = None
         self._problem: Problem | None = None
         self._load = load
@@ -122,8 +123,9 @@ class Live:
 
     def display(self, column: int) -> Json:
         """How a training example looks that the run has not kept."""
-        with self._lock:  # displays are functions of the user
-            return self.problem.show(self.row(column))
+        problem, row = self.problem, self.row(column)
+        with self._showing:
+            return problem.show(row)
 
     def distances(self, position: int) -> "np.ndarray":
         """(N,) Euclidean distances of the raw inputs of a query to the training examples' columns.
