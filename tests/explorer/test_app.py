@@ -20,10 +20,10 @@ from whence.report import tell
 from whence.report.album import make_album
 from whence.report.runs import save_run
 
-PAGES = ["/", "/queries/3", "/queries/3/distances", "/examples/7", "/verification", "/findings"]
+PAGES = ["/", "/queries/3", "/queries/3/distances", "/examples", "/examples/7"]
 
 
-@pytest.mark.parametrize("path", [*PAGES, "/questions", "/review"])
+@pytest.mark.parametrize("path", [*PAGES, "/verification", "/findings", "/questions", "/review"])
 def test_every_page_has_a_title_a_policy_and_a_twin_in_json(client, path):
     page = client.get(path)
     assert page.status_code == 200
@@ -319,3 +319,21 @@ def test_the_openapi_document_tells_of_every_address(client):
     assert len([path for path in paths if "get" in paths[path]]) == len(VIEWS)
     assert "post" in paths["/api/review"]
     assert all(entry["get"]["summary"] for entry in paths.values() if "get" in entry)
+
+
+def test_a_check_of_very_many_retrainings_is_shown_by_a_sample_that_says_so(session, client):
+    points = [
+        {"query": q, "example": i, "predicted": q - i / 100, "actual": q + i / 100}
+        for q in range(100)
+        for i in range(200)
+    ]
+    whole = session.catalog.story["verification"]
+    session.catalog.story["verification"] = {**whole, "points": points, "points_total": 10**7}
+    told = client.get("/api/verification").json()["verification"]
+    assert (len(told["points"]), told["points_total"]) == (1429, 10**7)  # every 14th
+    assert len({point["query"] for point in told["points"]}) == 100
+    assert told["pearson"] == whole["pearson"]
+    page = client.get("/verification").text
+    assert "Drawn: 1,429 of 10,000,000 points, a sample." in page
+    session.catalog.story["verification"] = whole
+    assert "a sample" not in client.get("/verification").text

@@ -52,6 +52,19 @@ def test_json_holds_every_point_and_the_verdict(ridge):
     assert [query["pearson"] for query in story["queries"]] == list(checked.pearson_by_query)
 
 
+def test_of_very_many_points_json_holds_a_random_sample_and_how_many_there_are(ridge):
+    checked = verify(*ridge, examples=9)
+    whole, few = checked.to_json(), checked.to_json(most_points=10)
+    total = checked.actual.size
+    assert (len(few["points"]), few["points_total"], whole["points_total"]) == (10, total, total)
+    places = [whole["points"].index(point) for point in few["points"]]
+    assert places == sorted(set(places))  # in the order of all, each once
+    assert np.diff(places).max() > 1
+    assert len({point["query"] for point in few["points"]}) > 1
+    assert {**few, "points": 0} == {**whole, "points": 0}  # every other number is that of all
+    assert checked.to_json(most_points=total) == whole
+
+
 def test_the_verdict_travels_with_a_copy_of_the_scores(ridge, tmp_path):
     problem, scores = ridge
     checked = verify(problem, scores, examples=9)

@@ -215,7 +215,7 @@ class Scores:
         Raises:
             BadArgument: there is no such training example.
         """
-        place = self._lookup.place(example_id)
+        place = self.place(example_id)
         if place is None:
             first, last = self.train_ids[0].item(), self.train_ids[-1].item()
             raise BadArgument(
@@ -225,6 +225,10 @@ class Scores:
                 remedy="Use an id from scores.train_ids; 7 and '7' are different ids.",
             )
         return place
+
+    def place(self, example_id: int | str) -> int | None:
+        """The column of a training example; None where there is none of this id."""
+        return self._lookup.place(example_id)
 
     def half_of_influence(self, query: int = 0) -> int:
         """The smallest number of training examples that carry half of sum_i |effect[q, i]|.

@@ -18,6 +18,7 @@ from whence.errors import BadArgument, StoreError, WhenceError
 from whence.explorer import views
 from whence.explorer.cleaning import clean, decisions_csv, decisions_json
 from whence.explorer.desk import Question
+from whence.explorer.examples import examples
 from whence.explorer.guard import Guard
 from whence.explorer.live import READY
 from whence.explorer.openapi import describe
@@ -46,13 +47,18 @@ class View:
     parameters: Mapping[str, str]
 
 
-_PAGING = {"page": "from 1", "size": "queries a page, at most 500"}
+_PAGING = {"page": "from 1", "size": "entries a page, at most 500"}
 _FILTER = {
     "label": "only queries with this label",
     "says": "only queries of which the model says this",
     "wrong": "1: only queries on which model and label differ",
     "q": "words in text, row, label or id",
     "sort": "given, loss, value or confidence",
+}
+_EXAMPLES = {
+    "label": "only training examples with this label",
+    "q": "the id of one, or words in text, row or label of those whose looks the run keeps",
+    "sort": "given or influence",
 }
 _TOP = {"top": "proponents and opponents, at most 100"}
 
@@ -61,6 +67,7 @@ VIEWS = (
     View("/queries/{position}", views.query, "query", _TOP),
     View("/queries/{position}/distances", views.distances, "distances", {}),
     View("/queries/{position}/comparison", views.comparison, "comparison", _TOP),
+    View("/examples", examples, "examples", _EXAMPLES | _PAGING),
     View("/examples/{position}", views.example, "example", {}),
     View("/verification", views.verification, "verification", {}),
     View("/findings", views.findings, "findings", {}),

@@ -209,7 +209,7 @@ class Catalog:
             is_wrong=is_class and None not in (label, answer) and label != answer,
             value=float(self.scores.baseline[position]),
             loss=float(self.album.losses[position]),
-            words=_words(shown["display"]),
+            words=words_in(shown["display"]),
             display=by_address(shown["display"], f"/queries/{position}/picture.png"),
         )
 
@@ -221,7 +221,8 @@ def by_address(display: Mapping[str, Any], address: str) -> Json:
     return {name: value for name, value in display.items() if name != "png"} | {"src": address}
 
 
-def _words(display: Mapping[str, Any]) -> str:
+def words_in(display: Mapping[str, Any]) -> str:
+    """What a search looks at: a text or a row as it is shown, else nothing."""
     if display["kind"] == "row":
         return " ".join(f"{name} {value}" for name, value in display["cells"])
     return str(display.get("text", ""))

@@ -11,6 +11,9 @@ from whence.explorer.catalog import Row
 PAGE, MOST_PAGE = 60, 500
 """Queries a page, and how many may be asked for at once."""
 
+MOST_CHOICES = 200
+"""Labels of which a filter lets choose."""
+
 _KEYS: dict[str, Callable[[Row], float]] = {
     "given": lambda row: row.position,
     "loss": lambda row: inf if isnan(row.loss) else -row.loss,
@@ -100,7 +103,7 @@ def choices(rows: Sequence[Row]) -> dict[str, list[str]]:
         "labels": _sorted({row.label for row in rows if row.label is not None}),
         "answers": _sorted({row.answer for row in rows if row.answer is not None}),
     }
-    return {name: values if len(values) <= 200 else [] for name, values in found.items()}
+    return {name: values if len(values) <= MOST_CHOICES else [] for name, values in found.items()}
 
 
 def whole(

@@ -15,6 +15,7 @@ import numpy as np
 from whence.errors import BadArgument, unknown_name
 from whence.explorer.listing import whole
 from whence.explorer.live import Live
+from whence.report.story import MOST_POINTS
 from whence.report.texts import for_page
 
 if TYPE_CHECKING:  # the first view does not wait for torch
@@ -98,12 +99,12 @@ def answer_change(live: Live, asked: Mapping[str, Any]) -> Json:
     from whence.uses.whatif import revise
 
     scores = live.catalog.scores
-    names = scores.train_ids.tolist()
+    ids = scores.train_ids
     outcome = revise(
         live.problem,
         live.queries(),
-        remove=[names[column] for column in asked["remove"]],
-        relabel={names[int(column)]: label for column, label in asked["relabel"].items()},
+        remove=ids[asked["remove"]].tolist(),
+        relabel={ids[int(column)].item(): label for column, label in asked["relabel"].items()},
         retrain=asked["retrain"],
         measurement=scores.measurement.name,
         method=live.responding,
@@ -170,7 +171,7 @@ def _verification(live: Live, body: Mapping[str, Any]) -> Prepared:
         from whence.verification import verify_some
 
         found = verify_some(live.problem, live.catalog.scores, asked["examples"])
-        return for_page(found.to_json())
+        return for_page(found.to_json(MOST_POINTS))
 
     return Prepared("verification", asked, work)
 

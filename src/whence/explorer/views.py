@@ -18,7 +18,9 @@ from whence.explorer.listing import SORTS, Wanted, choices, whole
 from whence.explorer.live import READY, Live
 from whence.explorer.review import Review
 from whence.numerics import stats
+from whence.report.charts import pairs
 from whence.report.story import trust
+from whence.report.svg import thinned
 from whence.sections import Scatter
 from whence.store import fingerprint as fingerprint_of
 
@@ -33,6 +35,12 @@ CHANGED = 60
 
 MOST_POINTS = 5000
 """Training examples of which the distance is told."""
+
+MOST_NAMED = 1000
+"""Training examples of a change that are named."""
+
+MOST_MARKS = 1500
+"""Pairs of predicted and actual effects that a view tells."""
 
 NEAREST = 6
 """Nearest training examples that are named."""
@@ -174,12 +182,15 @@ def distances(session: Session, parameters: Parameters) -> Json:
 
 def example(session: Session, parameters: Parameters) -> Json:
     """One training example, and the queries that it moves most."""
-    position = _position(parameters, len(session.catalog.scores.train_ids), "training example")
+    count = len(session.catalog.scores.train_ids)
+    position = _position(parameters, count, "training example")
     told = session.catalog.example(position)
     decision = session.review.decisions().get(told["id"])
     return {
-        "example": _looked_up(session, told),
+        "example": looked_up(session, told),
         "queries": session.catalog.strongest_queries(position),
+        "previous": position - 1 if position else None,
+        "next": position + 1 if position + 1 < count else None,
         "decision": None if decision is None else decision.to_json(),
         "labels": list(session.catalog.album.answers),
     }
@@ -192,7 +203,7 @@ def verification(session: Session, parameters: Parameters) -> Json:
     asked = [one for one in session.desk.questions() if one.kind == "verification"]
     running = next((one for one in asked if one.state in OPEN), None)
     return {
-        "verification": found,
+        "verification": None if found is None else few_points(found),
         "trust": how_far,
         "question": None if running is None else _without_answer(running),
     }
@@ -216,7 +227,7 @@ def question(session: Session, parameters: Parameters) -> Json:
     found = session.desk.find(parameters["id"])
     if found is None:
         raise HTTPException(404, f"There is no question {parameters['id'][:20]}.")
-    told = found.to_json() | {"href": f"/questions/{found.id}"}
+    told = _bounded(found)
     told["words"] = words_of(session, found)
     if found.kind == "change":
         told["changed"] = _changed_examples(session, found)
@@ -300,6 +311,15 @@ def checked(session: Session) -> tuple[Json | None, Json]:
     return latest.answer, trust(latest.answer, is_calibrated=session.catalog.scores.is_calibrated)
 
 
+def few_points(checked: Json) -> Json:
+    """A verification with as many of its points as a view shows, and how many there are."""
+    points = checked.get("points", ())
+    return checked | {
+        "points": list(thinned(points, MOST_MARKS)),
+        "points_total": pairs({"points": points, **checked}),
+    }
+
+
 def latest_suspects(session: Session) -> Question | None:
     """The last question for suspects that has an answer, or is being answered."""
     asked = [one for one in session.desk.questions() if one.kind == "suspects"]
@@ -308,8 +328,7 @@ def latest_suspects(session: Session) -> Question | None:
 
 def words_of(session: Session, found: Question) -> str:
     """A question in words, such as 'Without 3 training examples'."""
-    asked = found.asked
-    ids = session.catalog.scores.train_ids.tolist()
+    asked, ids = found.asked, session.catalog.scores.train_ids
     if found.kind == "change":
         gone, new = asked["remove"], asked["relabel"]
         parts = [f"without {_named(ids, gone)}"] if gone else []
@@ -334,7 +353,7 @@ def _against_distance(catalog: Catalog, position: int, measured: np.ndarray) -> 
     scores, summary = catalog.scores, catalog.summary(position)
     effects = np.asarray(scores.values[position])
     step = -(-len(effects) // MOST_POINTS)
-    ids, label = scores.train_ids.tolist(), summary["label"] or summary["answer"]
+    ids, label = scores.train_ids, summary["label"] or summary["answer"]
     points = [
         {
             "x": float(measured[i]),
@@ -356,11 +375,12 @@ def _against_distance(catalog: Catalog, position: int, measured: np.ndarray) -> 
 def _completed(session: Session, told: Json) -> Json:
     """Pictures of training examples that the run has not kept come from the problem."""
     for side in ("proponents", "opponents"):
-        told[side] = [_looked_up(session, entry) for entry in told[side]]
+        told[side] = [looked_up(session, entry) for entry in told[side]]
     return told
 
 
-def _looked_up(session: Session, told: Json) -> Json:
+def looked_up(session: Session, told: Json) -> Json:
+    """A training example whose looks the run has not kept, as the problem shows it."""
     position = told["position"]
     if session.catalog.is_kept(position) or session.live.state != READY:
         return told
@@ -369,8 +389,24 @@ def _looked_up(session: Session, told: Json) -> Json:
 
 
 def _without_answer(found: Question) -> Json:
-    told = found.to_json() | {"href": f"/questions/{found.id}"}
+    told = _bounded(found)
     del told["answer"]
+    return told
+
+
+def _bounded(found: Question) -> Json:
+    """A question as plain JSON, of whose training examples the first are named, and all counted."""
+    told = found.to_json() | {"href": f"/questions/{found.id}"}
+    if found.kind == "change":
+        asked = found.asked
+        told["changes"] = len(asked["remove"]) + len(asked["relabel"])
+        relabel = dict(list(asked["relabel"].items())[:MOST_NAMED])
+        told["asked"] = asked | {"remove": asked["remove"][:MOST_NAMED], "relabel": relabel}
+    if found.kind == "verification" and found.answer is not None:
+        told["answer"] = few_points(found.answer)
+    if found.kind == "change" and found.answer is not None:
+        named = found.answer["train_ids"][:MOST_NAMED]
+        told["answer"] = found.answer | {"train_ids": named}
     return told
 
 
@@ -379,7 +415,7 @@ def _changed_examples(session: Session, found: Question) -> list[Json]:
     shown = [(column, None) for column in found.asked["remove"]]
     shown += [(int(column), label) for column, label in found.asked["relabel"].items()]
     return [
-        _looked_up(session, session.catalog.example(column)) | {"new_label": label}
+        looked_up(session, session.catalog.example(column)) | {"new_label": label}
         for column, label in shown[:12]
     ]
 
@@ -408,7 +444,7 @@ def _is_flipped(row: Json) -> bool:
 
 def _suspect(session: Session, suspect: Json, decisions: Mapping[Any, Any]) -> Json:
     decision = decisions.get(suspect["id"])
-    shown = _looked_up(session, session.catalog.example(suspect["position"]))
+    shown = looked_up(session, session.catalog.example(suspect["position"]))
     return shown | suspect | {"decision": None if decision is None else decision.to_json()}
 
 
@@ -461,7 +497,7 @@ def _counted(names: list[str]) -> Json:
     return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
-def _named(ids: list[Any], columns: list[int]) -> str:
+def _named(ids: np.ndarray, columns: list[int]) -> str:
     if len(columns) == 1:
         return f"training example {ids[columns[0]]}"
     return f"{len(columns):,} training examples"

@@ -91,6 +91,17 @@ def distribution(query: Mapping[str, Any], measurement: Mapping[str, Any]) -> Ma
     return draw(spec, words, "distribution")
 
 
+def pairs(verification: Mapping[str, Any]) -> int:
+    """How many pairs of predicted and actual effects there are, told or not."""
+    return verification.get("points_total") or len(verification["points"])
+
+
+def scatter_note(verification: Mapping[str, Any]) -> str:
+    """What of the pairs is not drawn; nothing where all are."""
+    drawn, total = len(thinned(verification["points"], MOST_POINTS)), pairs(verification)
+    return "" if drawn >= total else f"Drawn: {shown_of(drawn, total)}, a sample."
+
+
 # ------------------------------------------------------------------- parts of the scatter
 
 
@@ -112,7 +123,7 @@ def _point_words(point: Json, kind: str, unit: str) -> str:
 
 
 def _scatter_words(verification: Mapping[str, Any], drawn: int) -> str:
-    shown = shown_of(drawn, len(verification["points"]))
+    shown = shown_of(drawn, pairs(verification))
     numbers = [
         f"{name} {number(verification[key])}"
         for key, name in (

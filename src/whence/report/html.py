@@ -17,7 +17,6 @@ from markupsafe import Markup
 
 from whence.errors import WrongVersion
 from whence.report import blocks, charts, sentences
-from whence.report.highlights import highlights
 from whence.report.story import FORMAT, READ, tell, tell_sections
 from whence.report.texts import for_page, in_common
 from whence.store import write_atomically
@@ -154,12 +153,12 @@ def environment(*packages: str) -> Environment:
         "sides": sentences.sides,
         "left_out": blocks.left_out,
         "scatter": charts.scatter,
+        "scatter_note": charts.scatter_note,
         "distribution": charts.distribution,
         "chart": blocks.chart,
         "chart_note": blocks.chart_note,
         "grid": blocks.grid,
         "has_content": blocks.has_content,
-        "highlights": highlights,
         "in_common": in_common,
     }
     environment.globals.update(names)

@@ -34,6 +34,9 @@ FORMAT, VERSION = "whence-story", 2
 READ = (1, 2)
 """Versions that are shown; one without sections is shown as it always was."""
 
+MOST_POINTS = 20_000
+"""Pairs of predicted and actual effects that a story holds; of more it is a random sample."""
+
 _LEVELS = {"good": 0.8, "fair": 0.4}
 """The least correlation between predicted and actual effects."""
 
@@ -74,7 +77,7 @@ def tell(
     positions = _check_queries(queries, len(scores.query_ids))
     shown = AtHand(problem, scores)
     report = scores.report
-    checked = _checked(scores) if verification is None else verification.to_json()
+    checked = _checked(scores) if verification is None else verification.to_json(MOST_POINTS)
     story: Json = {
         **_opening(title or _title(problem, len(positions))),
         "problem": problem.facts(),

@@ -269,13 +269,27 @@ class Verification:
         """A copy of the scores that carries the verdict in its report."""
         return self.prediction.with_report(verification=self.summary())
 
-    def to_json(self) -> dict[str, Any]:
-        """Every point and number as plain JSON; what is not a number is None."""
-        named = zip(self.query_ids.tolist(), self.predicted, self.actual, strict=True)
+    def to_json(self, most_points: int | None = None) -> dict[str, Any]:
+        """Points and numbers as plain JSON; what is not a number is None.
+
+        Args:
+            most_points: of more than so many a sample is drawn; None tells all Q x M of them.
+        """
+        total = self.actual.size
+        chosen = np.arange(total)
+        if most_points is not None and most_points < total:
+            generator = np.random.default_rng(self.truth.seed)
+            chosen = np.sort(generator.choice(total, most_points, replace=False))
+        rows, columns = np.divmod(chosen, self.examples)
         points = [
-            {"query": query, "example": example, "predicted": float(p), "actual": float(a)}
-            for query, predicted, actual in named
-            for example, p, a in zip(self.train_ids.tolist(), predicted, actual, strict=True)
+            {"query": query, "example": example, "predicted": predicted, "actual": actual}
+            for query, example, predicted, actual in zip(
+                self.query_ids[rows].tolist(),
+                self.train_ids[columns].tolist(),
+                self.predicted.ravel()[chosen].tolist(),
+                self.actual.ravel()[chosen].tolist(),
+                strict=True,
+            )
         ]
         by_query = zip(
             self.query_ids.tolist(),
@@ -290,7 +304,7 @@ class Verification:
             {"query": query} | dict(zip(names, map(_finite, numbers), strict=True))
             for query, *numbers in by_query
         ]
-        return self.summary() | {"points": points, "queries": queries}
+        return self.summary() | {"points": points, "points_total": total, "queries": queries}
 
     def summary(self) -> dict[str, Any]:
         """Every number without the points, as plain JSON."""
