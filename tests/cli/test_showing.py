@@ -86,3 +86,22 @@ def test_a_story_is_shown_query_by_query():
     text = "".join(drawn(part) for part in queries(story))
     for words in ("Query 7: The model says ham.", "the whole message", "opponent", "Call verify."):
         assert words in text
+
+
+def test_a_sound_is_shown_by_its_frequencies_and_in_words():
+    falling = np.sin(
+        2 * np.pi * (3500 * np.arange(8000) / 8000 - 0.19 * np.arange(8000) ** 2 / 8000)
+    )
+    heard = describe(falling, "audio", rate=8000)
+    entry = {"id": 1, "label": "falling", "effect": 0.2, "display": heard}
+    query = {"id": 7, "sentence": "", "display": heard, "proponents": [entry], "opponents": []}
+    story = {"queries": [query], "measurement": {"unit": "logits", "sign": "up"}}
+    shown = queries(story)
+    next(shown)
+    picture, words, table = (drawn(next(shown)) for _ in range(3))
+    lines = picture.splitlines()
+    assert len(lines) == 12
+    first, last = (lines[i].strip() for i in (1, 5))
+    assert lines[1].index(first[0]) < lines[5].index(last[0])
+    assert words == "Sound: 1.00 s across, 0 to 4 kHz upwards\n"
+    assert "sound of 1.00 s" in table

@@ -16,6 +16,7 @@ from whence.errors import Stale, StoreError, WrongVersion
 from whence.report import album as albums
 from whence.report.album import NOT_KEPT, Album, make_album
 from whence.report.queries import AtHand, tell_query
+from whence.report.sounds import Room
 
 PICTURES, LABELS = load_digits(return_X_y=True)
 PICTURES = PICTURES / 16
@@ -124,3 +125,17 @@ def test_an_album_is_read_without_torch(tmp_path):
     path = str(tmp_path / "album.npz")
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_sounds_have_a_limit_of_their_own_and_looks_stay(tmp_path, monkeypatch):
+    x, y = PICTURES[:60], LABELS[:60]
+    model = LogisticRegression(C=0.1, max_iter=500).fit(x, y)
+    problem = whence.make_problem(model, (x, y), display={"kind": "audio", "rate": 8000})
+    scores = whence.explain(problem, (PICTURES[100:105], LABELS[100:105]))
+    size = len(problem.show(0)["wav"])
+    monkeypatch.setattr(albums, "Room", lambda: Room(3 * size))
+    kept = saved(problem, scores, tmp_path)
+    looks = [kept.example(column)["display"] for column in range(60)]
+    assert all(display["kind"] == "audio" for display in looks)
+    assert sum("wav" in display for display in looks) == 3
+    assert ["wav" in kept.query(q)["display"] for q in range(5)] == [True] * 3 + [False] * 2

@@ -68,7 +68,7 @@ def poisoned(value):
     """The same story with hostile text for every text that comes from a user."""
     if isinstance(value, dict):
         names = {"id", "query", "example"}  # numbers here, but a user may give text
-        kept = {"format", "kind", "png", "level", "created", "whence"}
+        kept = {"format", "kind", "png", "wav", "level", "created", "whence"}
         return {
             name: v if name in kept else poisoned(str(v) if name in names else v)
             for name, v in value.items()
@@ -124,7 +124,24 @@ def test_the_policy_allows_this_style_and_script_and_nothing_else(story):
         digest = b64encode(sha256(page.text[name].encode()).digest()).decode()
         assert rules[f"{name}-src"] == f"'sha256-{digest}'"
     assert rules["default-src"] == "'none'"
-    assert rules["img-src"] == "data:"
+    assert rules["img-src"] == rules["media-src"] == "data:"
+
+
+def test_a_sound_has_a_player_with_a_name_and_a_picture_with_words(make_problem, make_scores):
+    heard = describe(2 * np.sin(np.arange(4000)), "audio", rate=8000)
+    problem = make_problem(show_input=lambda inputs: heard)
+    page = Page(render(tell(problem, make_scores(problem, 1))))
+    players = page.all("audio")
+    pictures = page.all("img")
+    assert len(players) == len(pictures) > 2
+    assert players[0]["src"] == f"data:audio/wav;base64,{heard['wav']}"
+    assert players[0]["aria-label"].startswith("Sound of query ")
+    assert {"controls", "preload"} <= players[0].keys()
+    assert "autoplay" not in players[0]
+    words = "500 ms across, 0 to 4 kHz upwards; the loudest sample, 2, is played as 1"
+    assert pictures[0]["alt"].startswith("Spectrogram of query ")
+    assert pictures[0]["alt"].endswith(words)
+    assert words in page.text["figcaption"]
 
 
 # ------------------------------------------------------------------------ content

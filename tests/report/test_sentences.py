@@ -2,7 +2,18 @@ import math
 
 import pytest
 
-from whence.report.sentences import answer, cell, number, percent, says, sides, signed, without
+from whence.report.sentences import (
+    answer,
+    cell,
+    duration,
+    number,
+    percent,
+    says,
+    sides,
+    signed,
+    sound_words,
+    without,
+)
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -120,3 +131,25 @@ def test_the_answer_names_the_query_with_the_largest_effect():
 def test_proponents_lower_a_loss_and_raise_a_margin():
     assert sides(measurement("margin"))[0] == "without it, the margin falls"
     assert sides(measurement("loss", higher_is_better=False))[0] == "without it, the loss rises"
+
+
+def test_a_sound_is_told_with_what_its_picture_hides():
+    display = {"kind": "audio", "seconds": 1.25, "rate": 44100}
+    assert sound_words(display) == "1.25 s across, 0 to 22.1 kHz upwards"
+    more = {"channels": 2, "silent": True, "missing": 1, "more": 3.5, "scaled": "scaled"}
+    assert sound_words(display | more, is_played=False).split("; ")[1:] == [
+        "silent",
+        "2 channels mixed",
+        "scaled",
+        "1 sample missing, played as silence",
+        "3.50 s more not kept",
+        "not kept for playing: there are too many sounds",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(1 / 16000, "0.0625 ms"), (0.25, "250 ms"), (1, "1.00 s"), (10, "10.0 s")],
+)
+def test_durations_are_told_in_the_unit_that_fits(seconds, words):
+    assert duration(seconds) == words

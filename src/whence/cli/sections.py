@@ -265,7 +265,7 @@ def _draw_gallery(block: Json) -> Iterator[RenderableType]:
         table.add_row(picture["words"], words)
     yield table
     yield from _rest(len(block["pictures"]) - len(shown), "picture")
-    if any(picture["display"]["kind"] == "image" for picture in shown):
+    if any(picture["display"]["kind"] in ("image", "audio") for picture in shown):
         yield Text("The pictures themselves are in the report: --out FOLDER.", style="dim")
 
 

@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from whence.cli.tables import STYLES, excerpt, meaning, plain_table
-from whence.report.sentences import signed
+from whence.report.sentences import signed, sound_words
 
 Json = Mapping[str, Any]
 
-LARGE, SMALL = 28, 16
-"""Pixels of the longest side of a query, and of a training example; two of them share a cell."""
+LARGE, SMALL, WIDE = 28, 16, 60
+"""Pixels of the longest side of a query, of a training example, and of a spectrogram; two of them
+share a cell."""
 
 BAR = 16
 """Cells of the longest bar."""
@@ -69,7 +70,7 @@ def queries(story: Json) -> Iterator[RenderableType]:
     """Every query with what helps and hurts it, and what the numbers mean."""
     for query in story["queries"]:
         yield Text(f"Query {query['id']}: {query['sentence']}", style="bold")
-        yield thumbnail(query["display"], LARGE) or Text(_words(query["display"]))
+        yield from _looks(query["display"])
         yield effects(query, story["measurement"])
         yield ""
     yield from meaning(story)
@@ -89,19 +90,19 @@ def effects(query: Json, measurement: Json) -> Table:
             entry["label"] or "",
             signed(entry["effect"]),
             Text(bar(entry["effect"] / largest), STYLES[side]),
-            thumbnail(entry["display"], SMALL) or excerpt(entry["display"]),
+            excerpt(entry["display"]) or thumbnail(entry["display"], SMALL) or "",
         )
     return table
 
 
 def thumbnail(display: Json, side: int) -> Picture | None:
-    """A picture that fits a square; None for what is no picture.
+    """A picture or spectrogram that fits a square; None for what has none.
 
     Args:
         display: of an example.
         side: pixels of the square.
     """
-    if display["kind"] != "image":
+    if "png" not in display:
         return None
     image = Image.open(BytesIO(b64decode(display["png"]))).convert("RGB")
     image.thumbnail((side, side))
@@ -124,6 +125,18 @@ def _is_light(pixel: Pixel) -> int:
     return int(sum(pixel) > 3 * 96)
 
 
+def _looks(display: Json) -> Iterator[RenderableType]:
+    """A picture or words; of a sound both."""
+    is_sound = display["kind"] == "audio"
+    picture = thumbnail(display, WIDE if is_sound else LARGE)
+    if picture is not None:
+        yield picture
+    if picture is None or is_sound:
+        yield Text(_words(display))
+
+
 def _words(display: Json) -> str:
-    """A text or row, longer than in a table."""
+    """A text or row, longer than in a table; what is to know of a sound."""
+    if display["kind"] == "audio":
+        return f"Sound: {sound_words(display)}"
     return display["text"] if display["kind"] == "text" else excerpt(display)

@@ -8,7 +8,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from whence.report.sentences import capitalized, measurement_words, number, percent, signed
+from whence.report.sentences import (
+    capitalized,
+    duration,
+    measurement_words,
+    number,
+    percent,
+    signed,
+)
 
 Json = Mapping[str, Any]
 
@@ -128,11 +135,13 @@ def listing(rows: Sequence[Sequence[str]], *titles: str) -> Table:
 
 
 def excerpt(display: Json) -> str:
-    """The beginning of a text or of a row on one line; nothing for a picture."""
+    """The beginning of a text or of a row on one line, a sound in words; nothing for a picture."""
     if display["kind"] == "text":
         words = display["text"]
     elif display["kind"] == "row":
         words = ", ".join(f"{name} {_cell(value)}" for name, value in display["cells"])
+    elif display["kind"] == "audio":
+        words = f"sound of {duration(display['seconds'])}"
     else:
         return ""
     # Training data may hold anything: a control character could repaint the terminal.

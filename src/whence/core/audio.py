@@ -24,7 +24,7 @@ LONGEST, MOST_SAMPLES = 10.0, 240_000
 WIDTH, HEIGHT = 240, 96
 """Pixels of a spectrogram, however long the sound is."""
 
-FLOOR = -80.0
+FLOOR = -60.0
 """Decibels below the loudest place of the spectrogram that are painted black."""
 
 _FASTEST = 1_000_000

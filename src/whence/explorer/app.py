@@ -1,7 +1,6 @@
 """Addresses of the explorer: for each view a page and, under /api, the same as JSON."""
 
 import json
-from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from whence.errors import BadArgument, StoreError, WhenceError
-from whence.explorer import views
+from whence.explorer import media, views
 from whence.explorer.cleaning import clean, decisions_csv, decisions_json
 from whence.explorer.desk import Question
 from whence.explorer.examples import examples
 from whence.explorer.guard import Guard
-from whence.explorer.live import READY
 from whence.explorer.openapi import describe
 from whence.explorer.pages import FILES, asset, draw_view
 from whence.explorer.questions import prepare
@@ -99,6 +97,7 @@ def make_app(session: Session, *, token: str, port: int) -> ASGIApp:
         Route("/api/questions/{id}/cancel", pages.cancel, methods=["POST"]),
         Route("/api/questions/{id}/again", pages.again, methods=["POST"]),
         Route("/api/review", pages.decide, methods=["POST"]),
+        Route("/{kind}/{position}/sound.wav", pages.sound),
     ]
     handlers: Any = {WhenceError: pages.refuse, HTTPException: pages.refuse_address}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), token, port)
@@ -128,18 +127,11 @@ class _Pages:
 
     def picture(self, request: Request) -> Response:
         """The picture of a query or a training example."""
-        kind = request.path_params["kind"]
-        counts = {
-            "queries": len(self.session.catalog.rows),
-            "examples": len(self.session.catalog.scores.train_ids),
-        }
-        position = request.path_params["position"]
-        if kind not in counts or not position.isdigit() or int(position) >= counts[kind]:
-            raise HTTPException(404, "There is no such picture.")
-        png = self._png(kind, int(position))
-        if png is None:
-            raise HTTPException(404, "There is no such picture.")
-        return Response(png, media_type="image/png", headers=_KEEP)
+        return media.picture(self.session, request)
+
+    def sound(self, request: Request) -> Response:
+        """The sound of a query or a training example."""
+        return media.recording(self.session, request)
 
     def export(self, request: Request) -> Response:
         """Decisions, and the data as they leave it, to be saved as a file."""
@@ -220,15 +212,6 @@ class _Pages:
     def _problem(self) -> Any:
         return self.session.live.problem
 
-    def _png(self, kind: str, position: int) -> bytes | None:
-        """From the run, else from the problem where it is at hand."""
-        catalog, live = self.session.catalog, self.session.live
-        png = catalog.picture(kind, position)
-        is_missing = png is None and kind == "examples" and not catalog.is_kept(position)
-        if is_missing and live.state == READY:
-            return b64decode(live.display(position).get("png", "")) or None
-        return png
-
     def _draw(self, template: str, told: Json, request: Request, status: int = 200) -> Response:
         frame = {
             "run": views.run(self.session, {}),
@@ -254,10 +237,6 @@ class _Pages:
         if request.url.path.startswith("/api") or request.method == "POST":
             return _as_json(told, status)
         return self._draw("refusal", told, request, status)
-
-
-_KEEP = {"cache-control": "private, max-age=86400"}
-"""Of pictures: an address is that of one run, on one port, and costs nothing to ask again."""
 
 
 def _static(request: Request) -> Response:

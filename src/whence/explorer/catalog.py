@@ -3,7 +3,6 @@
 Effects and displays stay in their files; what a view shows of them is read when it is asked for.
 """
 
-from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,7 +117,7 @@ class Catalog:
         """
         told = for_page(tell_query(self.scores, self.album, position, top=top))
         told["id"] = self.scores.query_ids[position].item()
-        told["display"] = by_address(told["display"], f"/queries/{position}/picture.png")
+        told["display"] = by_address(told["display"], f"/queries/{position}")
         for side in ("proponents", "opponents"):
             told[side] = [self._told(entry, told["id"]) for entry in told[side]]
         return told
@@ -134,7 +133,7 @@ class Catalog:
             "id": self.scores.train_ids[position].item(),
             "position": position,
             "label": shown["label"],
-            "display": by_address(shown["display"], f"/examples/{position}/picture.png"),
+            "display": by_address(shown["display"], f"/examples/{position}"),
             "href": f"/examples/{position}",
         }
 
@@ -164,16 +163,15 @@ class Catalog:
             "href": f"/queries/{position}",
         }
 
-    def picture(self, kind: str, position: int) -> bytes | None:
-        """PNG of a query or a training example; None where it is no picture, or not kept.
+    def display(self, kind: str, position: int) -> Json:
+        """How a query or a training example looks, as the run has kept it.
 
         Args:
             kind: "queries" or "examples".
             position: in the scores.
         """
         shown = self.album.query if kind == "queries" else self.album.example
-        display = shown(position)["display"]
-        return b64decode(display["png"]) if display["kind"] == "image" else None
+        return shown(position)["display"]
 
     def is_kept(self, position: int) -> bool:
         """Whether the run knows how a training example looks."""
@@ -210,15 +208,20 @@ class Catalog:
             value=float(self.scores.baseline[position]),
             loss=float(self.album.losses[position]),
             words=words_in(shown["display"]),
-            display=by_address(shown["display"], f"/queries/{position}/picture.png"),
+            display=by_address(shown["display"], f"/queries/{position}"),
         )
 
 
 def by_address(display: Mapping[str, Any], address: str) -> Json:
-    """A display whose picture is fetched from an address when it comes into view."""
-    if display["kind"] != "image":
-        return dict(display)
-    return {name: value for name, value in display.items() if name != "png"} | {"src": address}
+    """A display whose picture and sound are fetched when they are wanted.
+
+    Args:
+        display: of a query or a training example.
+        address: of that.
+    """
+    told = {name: value for name, value in display.items() if name not in ("png", "wav")}
+    told |= {"src": f"{address}/picture.png"} if "png" in display else {}
+    return told | ({"sound": f"{address}/sound.wav"} if "wav" in display else {})
 
 
 def words_in(display: Mapping[str, Any]) -> str:

@@ -385,7 +385,7 @@ def looked_up(session: Session, told: Json) -> Json:
     if session.catalog.is_kept(position) or session.live.state != READY:
         return told
     display = session.live.display(position)
-    return told | {"display": by_address(display, f"/examples/{position}/picture.png")}
+    return told | {"display": by_address(display, f"/examples/{position}")}
 
 
 def _without_answer(found: Question) -> Json:

@@ -162,6 +162,7 @@ def environment(*packages: str) -> Environment:
         "in_common": in_common,
     }
     environment.globals.update(names)
+        "sound_words": sentences.sound_words,
     return environment
 
 
@@ -171,9 +172,10 @@ def static(name: str, package: str = "report") -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Nothing may be loaded; only this very style and script, and pictures inside the page."""
+    """Nothing may be loaded; only this very style and script, pictures and sounds of the page."""
     return (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "default-src 'none'; img-src data:; media-src data:; "
+        f"style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
 

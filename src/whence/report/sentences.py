@@ -73,6 +73,11 @@ def count(amount: int, noun: str) -> str:
     return f"{number(amount)} {plural}"
 
 
+def duration(seconds: float) -> str:
+    """'1.20 s', and '50.0 ms' for what is shorter than a second."""
+    return f"{number(1000 * seconds)} ms" if seconds < 1 else f"{number(float(seconds))} s"
+
+
 def capitalized(sentence: str) -> str:
     """The same sentence with a capital at its start."""
     return sentence[:1].upper() + sentence[1:]
@@ -84,6 +89,25 @@ def capitalized(sentence: str) -> str:
 def measurement_words(name: str) -> str:
     """'log-probability' for 'log_prob'; the user's own names without underscores."""
     return _MEASUREMENTS.get(name) or spoken(name)
+
+
+def sound_words(display: Mapping[str, Any], *, is_played: bool = True) -> str:
+    """What its picture does not tell of a sound: '1.20 s across, 0 to 8 kHz upwards; silent'.
+
+    Args:
+        display: of the kind "audio".
+        is_played: False where a player was left out for want of room.
+    """
+    highest = cell(display["rate"] / 2000)
+    words = [f"{duration(display['seconds'])} across, 0 to {highest} kHz upwards"]
+    words += ["silent"] if display.get("silent") else []
+    words += [f"{display['channels']} channels mixed"] if display.get("channels") else []
+    words += [display["scaled"]] if display.get("scaled") else []
+    if display.get("missing"):
+        words.append(f"{count(display['missing'], 'sample')} missing, played as silence")
+    words += [f"{duration(display['more'])} more not kept"] if display.get("more") else []
+    words += [] if is_played else ["not kept for playing: there are too many sounds"]
+    return "; ".join(words)
 
 
 def says(prediction: Mapping[str, Any], label: str | None, *, is_labelled: bool = True) -> str:

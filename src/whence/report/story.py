@@ -13,6 +13,7 @@ from whence.errors import BadArgument
 from whence.report.facts import choose_facts
 from whence.report.queries import AtHand, tell_measurement, tell_query
 from whence.report.sentences import answer, count
+from whence.report.sounds import Room
 from whence.sections import Section
 from whence.store.jsonable import as_json, json_text
 from whence.version import __version__
@@ -203,7 +204,7 @@ def _section(told: object) -> Json:
 
 
 def _strict(value: Json) -> Json:
-    return json.loads(json_text(as_json(value, "the story")))
+    return Room().fit(json.loads(json_text(as_json(value, "the story"))))
 
 
 def _title(problem: "Problem", queries: int) -> str:

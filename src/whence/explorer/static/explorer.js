@@ -157,7 +157,7 @@ if (review) {
     button.addEventListener("click", () => decide(button.dataset.decide, button));
   }
   addEventListener("keydown", (event) => {
-    const isTyping = event.target.closest("input, select, textarea") !== null;
+    const isTyping = event.target.closest("input, select, textarea, audio") !== null;
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
     const action = keys[event.key.toLowerCase()];
     if (action) decide(action);
@@ -172,7 +172,7 @@ document.querySelector("[data-retrain]")?.addEventListener("click", async (event
 
 addEventListener("keydown", (event) => {
   const relation = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
-  const isElsewhere = event.target.closest("input, select, textarea, .chart, .scroll") !== null;
+  const isElsewhere = event.target.closest("input, select, textarea, audio, .chart, .scroll") !== null;
   if (!relation || isElsewhere || event.defaultPrevented || event.altKey) return;
   document.querySelector(`a[rel="${relation}"]`)?.click();
 });
