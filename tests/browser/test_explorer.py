@@ -48,6 +48,33 @@ def problem():
     return whence.make_problem(model, (texts[:300], labels[:300]), name="messages")
 """
 
+WORDS = """
+import torch
+import whence
+
+words = ["<pad>", "the", "old", "town", "by", "a", "river", "sleeps", "<b>", "and", "wakes"]
+drawn = torch.randint(1, 11, (30, 7), generator=torch.Generator().manual_seed(6))
+kinds = (drawn == 6).any(1).long()
+queries = drawn[24:], kinds[24:]
+
+
+class Classifier(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(11, 3), torch.nn.Linear(3, 2)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.table(tokens)).mean(1))
+
+
+def problem():
+    options = {"epochs": 30, "batch_size": 8, "weight_decay": 0.02}
+    recipe = whence.Training(Classifier, "adam", lr=0.05, **options)
+    display = {"kind": "text", "decode": lambda ids: " ".join(words[i] for i in ids)}
+    data = (drawn[:24], kinds[:24])
+    return whence.make_problem(recipe, data, loss="cross_entropy", display=display, name="words")
+"""
+
 ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
 
 
@@ -205,3 +232,54 @@ def test_a_killed_server_loses_nothing_and_a_moved_problem_is_said(page, digits,
     page.get_by_role("heading", name=re.compile("Without training example 7")).wait_for()
     assert page.locator(".swing.predicted").count() == 40
     check_access(page)
+
+
+def test_tokens_of_a_text_by_keyboard_and_on_a_page_of_their_own(page, start, tmp_path):
+    (tmp_path / "train.py").write_text(WORDS)
+    explorer = start("train.py:problem", "--query", "train.py:queries")
+    first_view(page, explorer)
+    page.goto(f"{explorer.base}/queries/0")
+    plain = page.locator(".effect .what").first.inner_text()
+
+    # Beside the first proponent, by keyboard alone: the text, its effects, and back.
+    page.locator("[data-tokens]").first.focus()
+    page.keyboard.press("Enter")
+    text = page.locator(".effect .tokens").first
+    text.wait_for()
+    assert text.inner_text().strip() == plain
+    assert page.locator(".effect .what").first.is_hidden()
+    assert text.locator(".token").count() == 7
+    assert text.locator(".level-4").count() >= 1
+    text.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    second = text.locator(".token").nth(1)
+    assert page.locator(".tip").inner_text() == second.get_attribute("title")
+    assert page.url.endswith("/queries/0")  # and not at its neighbour
+    check_access(page)
+    check_widths(page)
+    page.emulate_media(color_scheme="dark")
+    check_access(page)
+    page.emulate_media(color_scheme="light")
+    page.locator("[data-tokens]").first.focus()
+    page.keyboard.press("Enter")
+    assert text.is_hidden()
+    assert page.locator(".effect .what").first.is_visible()
+    page.keyboard.press("Enter")
+
+    # The page of these tokens, and the other way to take the text apart.
+    page.get_by_role("link", name="These tokens in a table").first.click()
+    page.wait_for_url("**/queries/0/tokens/*")
+    assert page.locator(".data").count() == 2
+    check_access(page)
+    check_widths(page)
+    address = page.url
+    page.goto(address.rpartition("/")[0] + "/3")
+    page.get_by_role("button", name="Find out").click()
+    page.locator(".tokens").wait_for()
+    page.get_by_role("link", name="The same by the positions of its loss").click()
+    page.get_by_role("button", name="Find out").click()
+    page.get_by_text("is no sum over positions").wait_for()
+    check_access(page)
+    page.goto(f"{explorer.base}/questions")
+    assert page.locator(".asked-before li").count() == 3

@@ -16,12 +16,13 @@ from starlette.types import ASGIApp
 from whence.errors import BadArgument, StoreError, WhenceError
 from whence.explorer import media, views
 from whence.explorer.cleaning import clean, decisions_csv, decisions_json
-from whence.explorer.desk import Question
+from whence.explorer.desk import DONE, OPEN, Question
 from whence.explorer.examples import examples
 from whence.explorer.guard import Guard
 from whence.explorer.openapi import describe
 from whence.explorer.pages import FILES, asset, draw_view
-from whence.explorer.questions import prepare
+from whence.explorer.questions import WAYS, prepare
+from whence.explorer.tokens import tokens
 from whence.explorer.views import Parameters, Session
 from whence.store.jsonable import as_json, json_text
 
@@ -64,6 +65,12 @@ VIEWS = (
     View("/", views.queries, "listing", _FILTER | _PAGING),
     View("/queries/{position}", views.query, "query", _TOP),
     View("/queries/{position}/distances", views.distances, "distances", {}),
+    View(
+        "/queries/{position}/tokens/{example}",
+        tokens,
+        "training_text",
+        {"by": f"how the text is taken apart: {', '.join(WAYS)}"},
+    ),
     View("/queries/{position}/comparison", views.comparison, "comparison", _TOP),
     View("/examples", examples, "examples", _EXAMPLES | _PAGING),
     View("/examples/{position}", views.example, "example", {}),
@@ -199,7 +206,9 @@ class _Pages:
         if body.get("reviewed"):
             body |= session.review.as_change(session.catalog.scores.position)
         prepared = await run_in_threadpool(prepare, session.live, body)
-        found = session.desk.ask(prepared.kind, prepared.asked, prepared.work)
+        kept = session.desk.latest(prepared.kind, prepared.asked) if prepared.is_kept else None
+        found = kept if kept is not None and kept.state in (DONE, *OPEN) else None
+        found = found or session.desk.ask(prepared.kind, prepared.asked, prepared.work)
         return _as_json({"id": found.id, "href": f"/questions/{found.id}"}, 202)
 
     def _question(self, request: Request) -> Question:

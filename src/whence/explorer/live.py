@@ -117,6 +117,13 @@ class Live:
 
         return fit(self.problem, "auto")
 
+    @cached_property
+    def has_tokens(self) -> bool:
+        """Whether training examples are texts whose tokens can be told apart."""
+        from whence.uses.tokens import has_tokens
+
+        return has_tokens(self.problem)
+
     def row(self, column: int) -> int:
         """Where in the problem's data the training example of a column stands."""
         return int(self.problem.data.positions([self.catalog.scores.train_ids[column].item()])[0])

@@ -34,7 +34,7 @@ _CHANGES: dict[str, tuple[str, Json]] = {
     "/api/questions": (
         "Asks a question; its answer is found at the address that comes back.",
         {
-            "kind": {"enum": ["change", "verification", "suspects", "pixels", "schools"]},
+            "kind": {"enum": ["change", "verification", "suspects", "pixels", "tokens", "schools"]},
             "remove": {"type": "array", "items": {"type": "integer"}},
             "relabel": {"type": "object", "additionalProperties": {"type": "string"}},
             "side_of": {"type": "array", "description": '["opponents", position of the query]'},
@@ -42,6 +42,7 @@ _CHANGES: dict[str, tuple[str, Json]] = {
             "retrain": {"type": "boolean"},
             "examples": {"type": "integer", "description": "retrainings of a verification"},
             "query": {"type": "integer"},
+            "by": {"type": "string", "description": "auto, loss or input, of tokens; or a ranking"},
             "example": {"type": "integer"},
         },
     ),

@@ -3,6 +3,7 @@
 change     some training examples are left out or get other labels: what becomes of the queries?
 suspects   which labels are worth a second look?
 pixels     which parts of a training example move a query?
+tokens     which tokens of a training text carry its effect on a query?
 schools    what do explanations say that look at the input only?
 """
 
@@ -32,6 +33,9 @@ MOST_SUSPECTS = 2000
 EXAMPLES, MOST_EXAMPLES = 30, 500
 """Training examples that a check leaves out, unless it is told how many."""
 
+WAYS = ("auto", "loss", "input")
+"""How a text is taken apart."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -41,11 +45,13 @@ class Prepared:
         kind: of the question.
         asked: what it asks, as plain JSON: asked again it gives the same question.
         work: gives the answer.
+        is_kept: whether an answer that is there already is given again.
     """
 
     kind: str
     asked: Json
     work: Work
+    is_kept: bool = False
 
 
 def prepare(live: Live, body: Mapping[str, Any]) -> Prepared:
@@ -195,6 +201,32 @@ def _pixels(live: Live, body: Mapping[str, Any]) -> Prepared:
     return Prepared("pixels", asked, work)
 
 
+def _tokens(live: Live, body: Mapping[str, Any]) -> Prepared:
+    """{"query": position, "example": column} or, in addition, {"by": "loss" or "input"}."""
+    asked: Json = {
+        "query": _query(live, body),
+        "example": _columns(live, [body.get("example")])[0],
+        "by": str(body.get("by", "auto")),
+    }
+    if asked["by"] not in WAYS:
+        raise unknown_name("decomposition", asked["by"][:40], WAYS)
+
+    def work() -> Json:
+        from whence.uses.tokens import token_effects
+
+        found = token_effects(
+            live.problem,
+            live.queries(asked["query"]),
+            example=live.catalog.scores.train_ids[asked["example"]].item(),
+            by=asked["by"],
+            measurement=live.catalog.scores.measurement.name,
+            method=live.solving,
+        )
+        return {"by": found.by, "section": for_page(found.section().to_json())}
+
+    return Prepared("tokens", asked, work, is_kept=True)
+
+
 def _schools(live: Live, body: Mapping[str, Any]) -> Prepared:
     """{"query": position}."""
     asked = {"query": _query(live, body)}
@@ -214,6 +246,7 @@ _KINDS: dict[str, Callable[[Live, Mapping[str, Any]], Prepared]] = {
     "verification": _verification,
     "suspects": _suspects,
     "pixels": _pixels,
+    "tokens": _tokens,
     "schools": _schools,
 }
 

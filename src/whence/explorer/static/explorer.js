@@ -86,6 +86,56 @@ if (change) {
   count(); // the browser's back button brings ticks back
 }
 
+// -------------------------------------------------------------------- tokens of a text
+
+async function finished(id) {
+  for (;;) {
+    const question = await (await fetch(`/api/questions/${id}`)).json();
+    if (!["waiting", "running"].includes(question.state)) return question;
+    await new Promise((done) => setTimeout(done, 400));
+  }
+}
+
+// The text as its own page shows it; its scripts, if it had any, would not run.
+async function highlightedText(address) {
+  const page = await (await fetch(address)).text();
+  const found = new DOMParser().parseFromString(page, "text/html").querySelector(".highlighted");
+  return document.importNode(found, true);
+}
+
+async function findTokens(button) {
+  const body = JSON.parse(button.dataset.body);
+  const asked = await ask("/api/questions", body, button);
+  if (!asked) return null;
+  const question = await finished(asked.id);
+  if (question.state === "done") return highlightedText(button.dataset.tokens);
+  told.textContent = question.error?.found ?? "There is no answer; ask again.";
+  return null;
+}
+
+function toggleTokens(button, isShown) {
+  const effect = button.closest(".effect");
+  effect.querySelector(".what").hidden = isShown;
+  effect.querySelector(".highlighted").hidden = !isShown;
+  button.setAttribute("aria-expanded", String(isShown));
+}
+
+for (const button of document.querySelectorAll("[data-tokens]")) {
+  button.addEventListener("click", async () => {
+    const effect = button.closest(".effect");
+    if (!effect.querySelector(".highlighted")) {
+      button.setAttribute("aria-busy", "true");
+      const text = await findTokens(button).finally(() => button.removeAttribute("aria-busy"));
+      if (!text) return;
+      effect.querySelector(".what").after(text);
+      walkTokens(text);
+      text.insertAdjacentHTML("beforeend", '<p class="note"><a>These tokens in a table</a></p>');
+      text.querySelector(".note a").href = button.dataset.tokens;
+    }
+    toggleTokens(button, button.getAttribute("aria-expanded") !== "true");
+  });
+}
+
 // ---------------------------------------------------------------------- running questions
 
 async function follow(box) {

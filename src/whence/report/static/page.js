@@ -50,9 +50,12 @@ for (const chart of document.querySelectorAll(".chart")) {
 }
 
 // The pointer finds the effect of a token in its title.
-for (const text of document.querySelectorAll(".tokens")) {
-  walk(text, () => [...text.querySelectorAll(".token")]);
+function walkTokens(root) {
+  for (const text of root.querySelectorAll(".tokens")) {
+    walk(text, () => [...text.querySelectorAll(".token")]);
+  }
 }
+walkTokens(document);
 
 function unfoldTarget() {
   const target = document.getElementById(location.hash.slice(1));
