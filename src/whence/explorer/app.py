@@ -97,6 +97,7 @@ def make_app(session: Session, *, token: str, port: int) -> ASGIApp:
     routes += [Route(_api(view), pages.json(view)) for view in VIEWS]
     routes += [
         Route("/{kind}/{position}/picture.png", pages.picture),
+        Route("/{kind}/{position}/sound.wav", pages.sound),
         Route("/static/{name}", _static),
         Route("/export/{name}", pages.export),
         Route("/api/openapi.json", lambda _: _as_json(describe(VIEWS))),
@@ -104,7 +105,6 @@ def make_app(session: Session, *, token: str, port: int) -> ASGIApp:
         Route("/api/questions/{id}/cancel", pages.cancel, methods=["POST"]),
         Route("/api/questions/{id}/again", pages.again, methods=["POST"]),
         Route("/api/review", pages.decide, methods=["POST"]),
-        Route("/{kind}/{position}/sound.wav", pages.sound),
     ]
     handlers: Any = {WhenceError: pages.refuse, HTTPException: pages.refuse_address}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), token, port)

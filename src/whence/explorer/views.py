@@ -301,7 +301,6 @@ def query_position(session: Session, parameters: Parameters) -> int:
     return _position(parameters, len(session.catalog.rows), "query")
 
 
-def checked(session: Session) -> tuple[Json | None, Json]:
 def example_position(session: Session, parameters: Parameters) -> int:
     """The training example that an address names.
 
@@ -311,6 +310,7 @@ def example_position(session: Session, parameters: Parameters) -> int:
     return _position(parameters, len(session.catalog.scores.train_ids), "training example")
 
 
+def checked(session: Session) -> tuple[Json | None, Json]:
     """What retraining said, in the run or asked for since, and how far to believe the effects."""
     story = session.catalog.story
     asked = (q for q in session.desk.questions() if q.kind == "verification" and q.state == DONE)
@@ -354,9 +354,9 @@ def words_of(session: Session, found: Question) -> str:
     query_id = session.catalog.rows[asked["query"]].id
     if found.kind == "pixels":
         return f"What in training example {ids[asked['example']]} moves query {query_id}"
-    return f"What other schools say of query {query_id}"
     if found.kind == "tokens":
         return f"Tokens of training example {ids[asked['example']]} for query {query_id}"
+    return f"What other schools say of query {query_id}"
 
 
 def _against_distance(catalog: Catalog, position: int, measured: np.ndarray) -> Scatter:
@@ -390,7 +390,6 @@ def _completed(session: Session, told: Json) -> Json:
     return told
 
 
-def looked_up(session: Session, told: Json) -> Json:
 def _with_tokens(session: Session, told: Json, query: Json) -> Json:
     """A training text with the address of its tokens, where they can be told apart."""
     is_text = told["display"]["kind"] == "text"
@@ -403,6 +402,7 @@ def _with_tokens(session: Session, told: Json, query: Json) -> Json:
     }
 
 
+def looked_up(session: Session, told: Json) -> Json:
     """A training example whose looks the run has not kept, as the problem shows it."""
     position = told["position"]
     if session.catalog.is_kept(position) or session.live.state != READY:

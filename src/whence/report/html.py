@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from whence.errors import WrongVersion
 from whence.report import blocks, charts, sentences
+from whence.report.highlights import highlights
 from whence.report.story import FORMAT, READ, tell, tell_sections
 from whence.report.texts import for_page, in_common
 from whence.store import write_atomically
@@ -158,11 +159,12 @@ def environment(*packages: str) -> Environment:
         "chart": blocks.chart,
         "chart_note": blocks.chart_note,
         "grid": blocks.grid,
+        "highlights": highlights,
         "has_content": blocks.has_content,
         "in_common": in_common,
+        "sound_words": sentences.sound_words,
     }
     environment.globals.update(names)
-        "sound_words": sentences.sound_words,
     return environment
 
 
