@@ -1,6 +1,8 @@
 """Bars only for people who wait."""
 
 import io
+import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -8,7 +10,7 @@ from contextlib import redirect_stderr
 import pytest
 
 from whence import progress
-from whence.progress import quiet, track
+from whence.progress import breathe, breathing_inside, quiet, track, watched
 
 
 class Terminal(io.StringIO):
@@ -154,3 +156,44 @@ def test_what_a_watcher_raises_ends_the_work_before_the_next_step():
     with pytest.raises(KeyboardInterrupt), progress.watched(stop_after_two):
         work()
     assert done == [0, 1]
+
+
+class Ended(BaseException):
+    """Of these tests."""
+
+
+def end() -> None:
+    raise Ended
+
+
+def test_work_is_ended_where_it_breathes_and_only_where_somebody_watches():
+    breathe()
+    with watched(lambda *_: None):
+        breathe()  # this watcher ends nothing
+    with watched(lambda *_: None, end), pytest.raises(Ended):
+        breathe()
+    breathe()
+
+
+def test_a_loop_of_another_package_breathes_whenever_it_calls_a_function_of_its_own():
+    calls: list[int] = []
+
+    def pulse() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Ended
+
+    numbers = (str(i) for i in range(100))
+    with watched(lambda *_: None, pulse), pytest.raises(Ended), breathing_inside("json"):
+        list(map(json.loads, numbers))
+    assert next(numbers) not in ("0", "99")  # ended in the middle
+    assert sys.getprofile() is None
+
+
+def test_a_loop_of_another_package_is_left_alone_where_nobody_watches():
+    with breathing_inside("json"):
+        assert sys.getprofile() is None
+        assert json.loads("3") == 3
+    with watched(lambda *_: None, end), breathing_inside("another"):
+        assert json.loads("3") == 3
+    assert sys.getprofile() is None

@@ -2,7 +2,8 @@
 
 Bars go to standard error, only when that is a terminal, and never inside `quiet()`; piped output
 stays clean. Loops anywhere in whence wrap their iterable in `track`. A program that shows progress
-itself looks on (`watched`), and may end the work between two steps.
+itself looks on (`watched`), and may end the work between two steps; inside a step that takes long,
+where the work calls `breathe`.
 """
 
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,6 +23,7 @@ Watcher = Callable[[str, int, int | None], None]
 """Takes what is being done, how many steps of it are done, and of how many where that is known."""
 
 _watcher: ContextVar[Watcher | None] = ContextVar("whence_watcher", default=None)
+_pulse: ContextVar[Callable[[], None] | None] = ContextVar("whence_pulse", default=None)
 
 PATIENCE = 2.0
 """Seconds before a bar is shown."""
@@ -37,17 +40,54 @@ def quiet() -> Generator[None, None, None]:
 
 
 @contextmanager
-def watched(watcher: Watcher) -> Generator[None, None, None]:
+def watched(
+    watcher: Watcher, pulse: Callable[[], None] | None = None
+) -> Generator[None, None, None]:
     """Tells a watcher of every step inside this block; no bars are drawn.
 
     Args:
         watcher: what it raises ends the work before the next step.
+        pulse: is called more often, and may end the work in the same way.
     """
-    token = _watcher.set(watcher)
+    tokens = _watcher.set(watcher), _pulse.set(pulse)
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _watcher.reset(tokens[0])
+        _pulse.reset(tokens[1])
+
+
+def breathe() -> None:
+    """Lets whoever watches end the work here: between batches, or between steps of an optimizer."""
+    pulse = _pulse.get()
+    if pulse is not None:
+        pulse()
+
+
+@contextmanager
+def breathing_inside(*packages: str) -> Generator[None, None, None]:
+    """Breathes for loops of other packages, whenever one of their functions is called.
+
+    Nothing is done where nobody watches. Elsewhere every call of a function in this thread costs a
+    tenth of a microsecond, so the block should hold numerical work.
+
+    Args:
+        packages: names with which modules begin that may be ended anywhere.
+    """
+    if _pulse.get() is None:
+        yield
+        return
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_globals.get("__name__", "").startswith(packages):
+            breathe()
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
 
 
 def track(iterable: Iterable[T], label: str, *, total: int | None = None) -> Iterator[T]:

@@ -26,7 +26,7 @@ from whence.calculus.gradients import is_vectorised
 from whence.calculus.tracing import Traced
 from whence.core.batches import Batch, Tree
 from whence.errors import BadArgument, Diverged, TooLarge
-from whence.progress import track
+from whence.progress import breathe, track
 
 if TYPE_CHECKING:
     from whence.calculus.training import Course
@@ -208,6 +208,7 @@ class Group:
         label = f"Training {len(self.rows)} models at once"
         for at in track(range(done, until), label):
             for stack, of, some in zip(stacks, weights, rows, strict=True):
+                breathe()
                 batch = batches.of(self.courses[some], at)
                 slope = slopes(stack[:, 0].contiguous(), batch, of)
                 self._check(slope, self.rows[some], at)

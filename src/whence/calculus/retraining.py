@@ -26,7 +26,7 @@ from whence.core.batches import Batch
 from whence.core.problem import Problem
 from whence.core.training import Retrained, Trainer
 from whence.errors import BadArgument, NotConverged
-from whence.progress import track
+from whence.progress import breathe, track
 
 Preconditioner = Callable[[Tensor], Tensor]
 """An approximate inverse Hessian: (K, P) gradients to (K, P) steps."""
@@ -357,6 +357,7 @@ def minimise(
     steps = torch.zeros(len(start), dtype=torch.int64)
     is_stuck = torch.zeros(len(rows), dtype=torch.bool, device=start.device)
     for step in range(max_steps + 1):
+        breathe()
         parameters[rows], norms[rows] = now.theta, now.slope.norm(dim=1)
         steps[rows.cpu()] = step
         near = goal.norm if step < _PATIENCE else goal.late_norm

@@ -31,6 +31,7 @@ from whence.core.regularizers import matching
 from whence.core.training import Retrained, Trainer
 from whence.errors import BadArgument, BadData, unknown_name
 from whence.numerics import draws
+from whence.progress import breathe
 
 Schedule = Callable[[int, int], float]
 """`(step, steps) -> factor` of the learning rate, with step from 0."""
@@ -210,8 +211,12 @@ class Course:
     def _orders(self) -> Tensor:
         """(epochs, N) the order of the examples in every epoch."""
         keys = draws.keys(self.problem.data.ids)
-        seeds = [self._mixed(epoch) for epoch in range(self.training.epochs)]
-        return torch.stack([draws.order(seed, keys) for seed in seeds])
+
+        def order(epoch: int) -> Tensor:
+            breathe()
+            return draws.order(self._mixed(epoch), keys)
+
+        return torch.stack([order(epoch) for epoch in range(self.training.epochs)])
 
     def _mixed(self, *places: int) -> int:
         """A seed for one place of the training."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.errors import TooLarge
+from whence.progress import breathe
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ def in_pieces(
     """
     start = 0
     while start < len(positions):
+        breathe()
         piece = positions[start : start + size]
         fits, result, words = _tried(work, piece)
         if fits:

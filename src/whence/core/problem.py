@@ -35,6 +35,7 @@ from whence.core.scores import Measurement
 from whence.core.training import Retrained, Trainer
 from whence.errors import BadArgument, BadData, CannotRetrain
 from whence.numerics.vectors import Layout
+from whence.progress import breathe
 from whence.store import fingerprint
 
 T = TypeVar("T")
@@ -208,6 +209,7 @@ class Problem:
         """
         count = len(self) if positions is None else len(positions)
         for rows in slices(count, size or self.batch_size()):
+            breathe()
             yield self.batch(rows if positions is None else positions[rows])
 
     def sweep(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from whence.core.losses import is_kinked
 from whence.core.training import Retrained, Trainer
-from whence.progress import track
+from whence.progress import breathing_inside, track
 
 if TYPE_CHECKING:
     from whence.core.problem import Problem
@@ -69,6 +69,9 @@ class Weighted:
         return self.table.targets
 
 
+_LOOPS = ("sklearn.utils.optimize", "sklearn.linear_model._linear_loss")
+"""Modules in which Newton's method of scikit-learn loops; the other solvers are in C."""
+
 Solver = Callable[[Weighted, float], Coefficients]
 """`(examples, strength) -> (coefficients, intercept)`."""
 
@@ -114,7 +117,8 @@ class Refit(Trainer):
             for row in track(weights, f"Fitting {self.kind}"):
                 examples = Weighted(table, base * row.cpu().numpy())
                 strength = problem.regularizer.weight_decay * problem.total_weight(row)
-                rows.append(_join(problem, self.solver(examples, strength)))
+                with breathing_inside(*_LOOPS):
+                    rows.append(_join(problem, self.solver(examples, strength)))
         report: dict[str, Any] = {"training": self.name, "seed": seed}
         if not is_kinked(self.loss):  # at a kink there is no gradient
             pairs = zip(rows, weights, strict=True)

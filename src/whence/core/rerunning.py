@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whence.core.training import Retrained, Trainer
 from whence.errors import CannotRetrain
-from whence.progress import track
+from whence.progress import breathing_inside, track
 
 if TYPE_CHECKING:
     from whence.core.problem import Problem
@@ -63,7 +63,8 @@ class Rerun(Trainer):
                 model = self._fresh(seed)
                 factors = (batch.weights.cpu() * row.cpu()).numpy()
                 try:
-                    model.fit(features, targets, sample_weight=factors)
+                    with breathing_inside("sklearn.neural_network"):
+                        model.fit(features, targets, sample_weight=factors)
                 except ZeroDivisionError as error:
                     raise _empty_batch() from error
                 rows.append(_layers(problem, model))

@@ -6,15 +6,17 @@ removes an example; N stays N unless the problem renormalises.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from whence.errors import BadData, CannotRetrain, NonFinite
-from whence.progress import track
+from whence.progress import breathe, track
 
 if TYPE_CHECKING:
     from whence.core.problem import Problem
@@ -96,6 +98,9 @@ class Trainer(ABC):
 class CallableTraining(Trainer):
     """A user's own training loop.
 
+    Where it can be ended at request (in the explorer), it ends between two steps of an optimizer of
+    `torch.optim`; a loop without one runs to its end.
+
     Args:
         function: `function(weights (N,), seed) -> module, state dict or flat tensor`. It must
             start as the original training did and weight example i's loss by weights[i]. Where it
@@ -124,10 +129,11 @@ class CallableTraining(Trainer):
             CannotRetrain: examples have other contents, and the function takes no `data=`.
         """
         given = self._given(problem)
-        rows = [
-            flat_parameters(problem, self.function(row, seed, **given))
-            for row in track(weights, f"Training with {self.name}")
-        ]
+        with _breathing_between_steps():
+            rows = [
+                flat_parameters(problem, self.function(row, seed, **given))
+                for row in track(weights, f"Training with {self.name}")
+            ]
         return Retrained(torch.stack(rows), {"training": self.name, "seed": seed})
 
     def _given(self, problem: "Problem") -> dict[str, Any]:
@@ -143,6 +149,16 @@ class CallableTraining(Trainer):
                 "is (inputs, targets) of all training examples.",
             )
         return {"data": problem.data.take(torch.arange(len(problem)))}
+
+
+@contextmanager
+def _breathing_between_steps() -> Generator[None, None, None]:
+    """A loop over an optimizer of torch can be ended between two of its steps."""
+    hook = register_optimizer_step_post_hook(lambda *_: breathe())
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def flat_parameters(problem: "Problem", trained: object) -> Tensor:

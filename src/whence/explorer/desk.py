@@ -86,6 +86,7 @@ class Desk:
         earlier = [one for one in _read_all(folder) if one.made_for == made_for]
         self._questions = {question.id: question for question in earlier}
         self._stops: dict[str, Event] = {}
+        self._at_work: Question | None = None
         self._queue: Queue[tuple[Question, Callable[[], Json]]] = Queue()
         self._worker: Thread | None = None
 
@@ -97,11 +98,6 @@ class Desk:
     def find(self, question: str) -> Question | None:
         """The question with this id."""
         return self._questions.get(question)
-
-    def latest(self, kind: str, asked: Json) -> Question | None:
-        """The newest question of this kind with these words."""
-        alike = (one for one in self.questions() if one.kind == kind and one.asked == asked)
-        return next(alike, None)
 
     def ask(self, kind: str, asked: Json, work: Callable[[], Json]) -> Question:
         """Puts a question at the end of the queue.
@@ -127,13 +123,17 @@ class Desk:
         return question
 
     def cancel(self, question: Question) -> None:
-        """Gives up on an answer; work that has begun ends at its next step."""
+        """Gives up on an answer; work that has begun ends between two of its steps."""
         with self._lock:
             if question.state not in OPEN:
                 return
             question.state = CANCELLED
             self._stops[question.id].set()
             self._save(question)
+
+    def is_ending(self, question: Question) -> bool:
+        """Whether work goes on that was given up, which the next question waits for."""
+        return question is self._at_work and question.state == CANCELLED
 
     def _work(self) -> None:
         while True:
@@ -144,20 +144,25 @@ class Desk:
                 question.state = RUNNING
                 with suppress(StoreError):  # a full disk ends no answer
                     self._save(question)
+            self._at_work = question
             self._answer(question, work)
+            self._at_work = None
 
     def _answer(self, question: Question, work: Callable[[], Json]) -> None:
         stop = self._stops[question.id]
 
-        def watch(label: str, done: int, total: int | None) -> None:
+        def pulse() -> None:
             if stop.is_set():
                 raise _Stopped
+
+        def watch(label: str, done: int, total: int | None) -> None:
+            pulse()
             question.steps = {"label": label, "done": done, "total": total}
 
         started = time.monotonic()
         changes: Json
         try:
-            with progress.watched(watch):
+            with progress.watched(watch, pulse):
                 changes = {"state": DONE, "answer": as_json(work(), "the answer")}
         except _Stopped:
             return
