@@ -99,6 +99,11 @@ class Desk:
         """The question with this id."""
         return self._questions.get(question)
 
+    def latest(self, kind: str, asked: Json) -> Question | None:
+        """The newest question of this kind with these words."""
+        alike = (one for one in self.questions() if one.kind == kind and one.asked == asked)
+        return next(alike, None)
+
     def ask(self, kind: str, asked: Json, work: Callable[[], Json]) -> Question:
         """Puts a question at the end of the queue.
 

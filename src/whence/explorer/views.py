@@ -183,7 +183,7 @@ def distances(session: Session, parameters: Parameters) -> Json:
 def example(session: Session, parameters: Parameters) -> Json:
     """One training example, and the queries that it moves most."""
     count = len(session.catalog.scores.train_ids)
-    position = _position(parameters, count, "training example")
+    position = example_position(session, parameters)
     told = session.catalog.example(position)
     decision = session.review.decisions().get(told["id"])
     return {
@@ -205,7 +205,7 @@ def verification(session: Session, parameters: Parameters) -> Json:
     return {
         "verification": None if found is None else few_points(found),
         "trust": how_far,
-        "question": None if running is None else _without_answer(running),
+        "question": None if running is None else without_answer(running),
     }
 
 
@@ -219,7 +219,7 @@ def questions(session: Session, parameters: Parameters) -> Json:
     """Every question that was asked of this run, the newest first."""
     del parameters
     asked = session.desk.questions()
-    return {"questions": [_without_answer(question) for question in asked[:200]]}
+    return {"questions": [without_answer(question) for question in asked[:200]]}
 
 
 def question(session: Session, parameters: Parameters) -> Json:
@@ -233,7 +233,7 @@ def question(session: Session, parameters: Parameters) -> Json:
     if found.kind == "change":
         told["changed"] = _changed_examples(session, found)
         told["effects"] = _most_changed(session, found) if found.state == DONE else []
-    if found.kind in ("pixels", "schools"):
+    if found.kind in ("pixels", "tokens", "schools"):
         told["query"] = session.catalog.summary(found.asked["query"])
     return told
 
@@ -243,7 +243,7 @@ def review(session: Session, parameters: Parameters) -> Json:
     found = latest_suspects(session)
     decisions = session.review.decisions()
     told: Json = {
-        "question": None if found is None else _without_answer(found),
+        "question": None if found is None else without_answer(found),
         "decided": len(decisions),
         "actions": _counted([decision.action for decision in decisions.values()]),
         "labels": list(session.catalog.album.answers),
@@ -302,6 +302,15 @@ def query_position(session: Session, parameters: Parameters) -> int:
     return _position(parameters, len(session.catalog.rows), "query")
 
 
+def example_position(session: Session, parameters: Parameters) -> int:
+    """The training example that an address names.
+
+    Raises:
+        HTTPException: there is none of this position.
+    """
+    return _position(parameters, len(session.catalog.scores.train_ids), "training example")
+
+
 def checked(session: Session) -> tuple[Json | None, Json]:
     """What retraining said, in the run or asked for since, and how far to believe the effects."""
     story = session.catalog.story
@@ -346,6 +355,8 @@ def words_of(session: Session, found: Question) -> str:
     query_id = session.catalog.rows[asked["query"]].id
     if found.kind == "pixels":
         return f"What in training example {ids[asked['example']]} moves query {query_id}"
+    if found.kind == "tokens":
+        return f"Tokens of training example {ids[asked['example']]} for query {query_id}"
     return f"What other schools say of query {query_id}"
 
 
@@ -376,8 +387,20 @@ def _against_distance(catalog: Catalog, position: int, measured: np.ndarray) -> 
 def _completed(session: Session, told: Json) -> Json:
     """Pictures of training examples that the run has not kept come from the problem."""
     for side in ("proponents", "opponents"):
-        told[side] = [looked_up(session, entry) for entry in told[side]]
+        told[side] = [_with_tokens(session, looked_up(session, one), told) for one in told[side]]
     return told
+
+
+def _with_tokens(session: Session, told: Json, query: Json) -> Json:
+    """A training text with the address of its tokens, where they can be told apart."""
+    is_text = told["display"]["kind"] == "text"
+    if not is_text or session.live.state != READY or not session.live.has_tokens:
+        return told
+    asked = {"kind": "tokens", "query": query["position"], "example": told["position"]}
+    return told | {
+        "tokens": f"/queries/{query['position']}/tokens/{told['position']}",
+        "ask_tokens": asked,
+    }
 
 
 def looked_up(session: Session, told: Json) -> Json:
@@ -389,7 +412,8 @@ def looked_up(session: Session, told: Json) -> Json:
     return told | {"display": by_address(display, f"/examples/{position}")}
 
 
-def _without_answer(found: Question) -> Json:
+def without_answer(found: Question) -> Json:
+    """A question and how far it is, as plain JSON."""
     told = _bounded(found)
     del told["answer"]
     return told
