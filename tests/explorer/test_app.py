@@ -13,6 +13,7 @@ from explored import HEADER, LABELS, PICTURES, client_of, proponents, until_done
 from whence.errors import BadArgument
 from whence.explorer.app import VIEWS
 from whence.explorer.catalog import Catalog
+from whence.explorer.exports import EXPORTS
 from whence.explorer.guard import POLICY
 from whence.explorer.views import Session
 from whence.numerics import stats
@@ -316,7 +317,12 @@ def test_runs_of_other_queries_are_not_compared(folder, problem, tmp_path):
 
 def test_the_openapi_document_tells_of_every_address(client):
     paths = client.get("/api/openapi.json").json()["paths"]
-    assert len([path for path in paths if "get" in paths[path]]) == len(VIEWS)
+    read = [path for path in paths if "get" in paths[path]]
+    assert len(read) == len(VIEWS) + len(EXPORTS)
+    for name in EXPORTS:
+        answer = client.get(f"/export/{name}")
+        content = paths[f"/export/{name}"]["get"]["responses"]["200"]["content"]
+        assert answer.status_code == 400 or answer.headers["content-type"].split(";")[0] in content
     assert "post" in paths["/api/review"]
     assert all(entry["get"]["summary"] for entry in paths.values() if "get" in entry)
 

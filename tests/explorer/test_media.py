@@ -9,8 +9,8 @@ from explored import HEADER, LABELS, PICTURES, client_of
 from explored import make_problem as make_digits
 from whence.explorer.catalog import Catalog
 from whence.explorer.views import Session
-from whence.report import tell
 from whence.report import album as albums
+from whence.report import tell
 from whence.report.album import make_album
 from whence.report.runs import save_run
 

@@ -70,8 +70,9 @@ def make_problem(
             `(weights (N,), seed) -> trained model`.
         ids: N unique names of the training examples, default their positions.
         target: key of the target in a dict data set.
-        display: "image", "text", "row", hints for `whence.core.display.describe`, or a callable
-            `(inputs, target) -> picture, text or row`.
+        display: "image", "text", "row", "none", a dict of "kind" with the hints of
+            `whence.core.display.describe`, such as {"kind": "audio", "rate": 16000}, or a callable
+            `(inputs, target) -> picture, text, row or display`.
         label_names: names of the classes.
         name: what reports call the problem.
         features: a frozen network below the model: a module in eval mode, or a callable from raw

@@ -98,7 +98,7 @@ def _describe(example: object, kind: str, hints: Hints) -> Display:
     array = _as_array(example)
     kind = _choose(array, hints) if kind == "auto" else kind
     if kind == "image":
-        return _image(_as_picture(array, hints.get("shape")), hints)
+        return _image(as_picture(array, hints.get("shape")), hints)
     if kind == "text":
         return _text(_decoded(array, hints))
     if kind == "row":
@@ -166,8 +166,16 @@ def _as_array(example: object) -> np.ndarray:
 # ------------------------------------------------------------------------- pictures
 
 
-def _as_picture(array: np.ndarray, shape: Sequence[int] | None) -> np.ndarray:
-    """(H, W) or (H, W, 3 or 4) from any of the layouts a picture comes in."""
+def as_picture(array: np.ndarray, shape: Sequence[int] | None) -> np.ndarray:
+    """(H, W) or (H, W, 3 or 4) from any of the layouts a picture comes in.
+
+    Args:
+        array: its numbers.
+        shape: of the picture, for a flat vector; by default a square.
+
+    Raises:
+        BadArgument: numbers that are no picture.
+    """
     if shape is None and array.ndim == 1 and isqrt(array.size) ** 2 == array.size:
         shape = (isqrt(array.size),) * 2
     if shape is not None:

@@ -15,9 +15,9 @@ from starlette.types import ASGIApp
 
 from whence.errors import BadArgument, StoreError, WhenceError
 from whence.explorer import media, views
-from whence.explorer.cleaning import clean, decisions_csv, decisions_json
 from whence.explorer.desk import DONE, OPEN, Question
 from whence.explorer.examples import examples
+from whence.explorer.exports import EXPORTS
 from whence.explorer.guard import Guard
 from whence.explorer.openapi import describe
 from whence.explorer.pages import FILES, asset, draw_view
@@ -100,7 +100,7 @@ def make_app(session: Session, *, token: str, port: int) -> ASGIApp:
         Route("/{kind}/{position}/sound.wav", pages.sound),
         Route("/static/{name}", _static),
         Route("/export/{name}", pages.export),
-        Route("/api/openapi.json", lambda _: _as_json(describe(VIEWS))),
+        Route("/api/openapi.json", lambda _: _as_json(describe(VIEWS, EXPORTS))),
         Route("/api/questions", pages.ask, methods=["POST"]),
         Route("/api/questions/{id}/cancel", pages.cancel, methods=["POST"]),
         Route("/api/questions/{id}/again", pages.again, methods=["POST"]),
@@ -143,22 +143,12 @@ class _Pages:
     def export(self, request: Request) -> Response:
         """Decisions, and the data as they leave it, to be saved as a file."""
         name = request.path_params["name"]
+        if name not in EXPORTS:
+            raise HTTPException(404, f"There are {', '.join(EXPORTS)}.")
         made = self.session.review.decisions()
-        files: dict[str, tuple[str, Callable[[], bytes]]] = {
-            "decisions.json": ("application/json", lambda: decisions_json(made)),
-            "decisions.csv": ("text/csv", lambda: decisions_csv(made)),
-            "cleaned.npz": ("application/zip", lambda: clean(self._problem(), made).npz()),
-            "cleaned.csv": ("text/csv", lambda: clean(self._problem(), made).csv()),
-            "cleaned.parquet": (
-                "application/octet-stream",
-                lambda: clean(self._problem(), made).parquet(),
-            ),
-        }
-        if name not in files:
-            raise HTTPException(404, f"There are {', '.join(files)}.")
-        kind, content = files[name]
+        content = EXPORTS[name].make(lambda: self.session.live.problem, made)
         disposition = {"content-disposition": f'attachment; filename="{name}"'}
-        return Response(content(), media_type=kind, headers=disposition)
+        return Response(content, media_type=EXPORTS[name].media_type, headers=disposition)
 
     # ----------------------------------------------------------------- changes
 
@@ -217,9 +207,6 @@ class _Pages:
         if found is None:
             raise HTTPException(404, f"There is no question {name[:20]}.")
         return found
-
-    def _problem(self) -> Any:
-        return self.session.live.problem
 
     def _draw(self, template: str, told: Json, request: Request, status: int = 200) -> Response:
         frame = {

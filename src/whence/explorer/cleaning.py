@@ -3,8 +3,10 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,14 +27,16 @@ class Cleaned:
     Args:
         ids: (M,) of the examples.
         inputs: as the user gave them: texts, rows or arrays of one shape, (M, ...).
-        columns: names of the numbers of a row; empty where there are none.
         labels: (M,) with the new ones where they were replaced.
+        columns: (M,) each, the values of rows whose numbers have names.
+        classes: names of the labels, in their order, where they are classes.
     """
 
     ids: Array
     inputs: Array
-    columns: tuple[str, ...]
     labels: Array
+    columns: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    classes: tuple[str, ...] = ()
 
     def npz(self) -> bytes:
         """Arrays x, y and id, nothing pickled."""
@@ -44,7 +48,7 @@ class Cleaned:
         """One row an example: id, its numbers or its text, and the label."""
         buffer = io.StringIO()
         writer = csv.writer(buffer)
-        named = self._named()
+        named = self.with_names(self._flat())
         writer.writerow(named)
         writer.writerows(zip(*(values.tolist() for values in named.values()), strict=True))
         return buffer.getvalue().encode("utf-8")
@@ -55,28 +59,26 @@ class Cleaned:
         Raises:
             Unsupported: pyarrow is not installed.
         """
-        import pandas as pd
-
+        arrow, parquet = load_arrow()
         buffer = io.BytesIO()
-        try:
-            pd.DataFrame(self._named()).to_parquet(buffer, index=False)
-        except ImportError as error:
-            raise Unsupported(
-                found="pyarrow is not installed.",
-                why="It writes Parquet.",
-                remedy="pip install pyarrow, or take csv or npz.",
-            ) from error
+        parquet.write_table(arrow.table(dict(self.with_names(self._flat()))), buffer)
         return buffer.getvalue()
 
-    def _named(self) -> dict[str, Array]:
-        flat = self.inputs.reshape(len(self.ids), -1)
-        names = self.columns or (
-            ("text",)
-            if flat.dtype.kind == "U"
-            else tuple(f"x{column}" for column in range(flat.shape[1]))
+    def with_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by name between the ids and the labels, which give way to names of the user."""
+        id_name, label_name = (
+            name if name not in values else f"whence_{name}" for name in ("id", "label")
         )
-        values = {name: flat[:, column] for column, name in enumerate(names)}
-        return {"id": self.ids, **values, "label": self.labels}
+        return {id_name: self.ids, **values, label_name: self.labels}
+
+    def _flat(self) -> Mapping[str, Array]:
+        """Every number of an example under its name."""
+        if self.columns:
+            return self.columns
+        flat = self.inputs.reshape(len(self.ids), -1)
+        is_text = flat.dtype.kind == "U" and flat.shape[1] == 1
+        names = ["text"] if is_text else [f"x{column}" for column in range(flat.shape[1])]
+        return {name: flat[:, column] for column, name in enumerate(names)}
 
 
 def clean(problem: "Problem", decisions: Mapping[int | str, Decision]) -> Cleaned:
@@ -87,17 +89,41 @@ def clean(problem: "Problem", decisions: Mapping[int | str, Decision]) -> Cleane
         decisions: by id of the training example.
 
     Raises:
-        Unsupported: examples that are no texts, rows or arrays of one shape.
+        Unsupported: examples that are no texts, rows or arrays of one shape, labels of several
+            numbers, or nothing that is left.
     """
     ids = problem.data.ids.tolist()
     dropped = {name for name, decision in decisions.items() if decision.action == DROP}
     kept = [position for position, name in enumerate(ids) if name not in dropped]
+    if not kept:
+        raise _no_table("none is left")
     new = {
-        name: decision.label for name, decision in decisions.items() if decision.action == RELABEL
+        place: str(decisions[ids[position]].label)
+        for place, position in enumerate(kept)
+        if ids[position] in decisions and decisions[ids[position]].action == RELABEL
     }
-    labels = [new.get(ids[position]) or problem.label_of(position) or "" for position in kept]
     inputs, columns = _as_table([problem.data.example(position) for position in kept])
-    return Cleaned(problem.data.ids[kept], inputs, columns, _as_numbers(labels))
+    labels = _labels(problem, kept, new)
+    classes = _classes(problem, labels) if _are_classes(problem) else ()
+    return Cleaned(
+        problem.data.ids[kept], inputs, labels, columns or _named(problem, inputs), classes
+    )
+
+
+def load_arrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet.
+
+    Raises:
+        Unsupported: they are not installed.
+    """
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise Unsupported(
+            found="pyarrow is not installed.",
+            why="It writes Parquet.",
+            remedy="pip install 'whence[parquet]', or take csv or npz.",
+        ) from error
 
 
 def decisions_csv(decisions: Mapping[int | str, Decision]) -> bytes:
@@ -115,13 +141,14 @@ def decisions_json(decisions: Mapping[int | str, Decision]) -> bytes:
     return json.dumps(told, indent=1).encode("ascii")
 
 
-def _as_table(examples: list[Any]) -> tuple[Array, tuple[str, ...]]:
-    """One array of all examples, and the names of their columns where they have any."""
+def _as_table(examples: list[Any]) -> tuple[Array, dict[str, Array]]:
+    """One array of all examples, and their columns where they have names."""
     first = examples[0]
     if isinstance(first, Mapping):
-        rows = [list(one.values()) for one in examples]
-        table = np.array(rows) if _are_numbers(rows) else np.array(rows, dtype=str)
-        return table, tuple(map(str, first))
+        columns = {str(name): _column([one[name] for one in examples]) for name in first}
+        are_numbers = all(column.dtype.kind != "U" for column in columns.values())
+        wanted = columns if are_numbers else {n: c.astype(str) for n, c in columns.items()}
+        return np.stack(list(wanted.values()), axis=1), columns
     plain = [one.detach().cpu().numpy() if hasattr(one, "detach") else one for one in examples]
     try:
         table = np.array([np.asarray(one) for one in plain])
@@ -129,11 +156,57 @@ def _as_table(examples: list[Any]) -> tuple[Array, tuple[str, ...]]:
         raise _no_table(str(error)) from error
     if table.dtype.hasobject:
         raise _no_table("they are objects of Python")
-    return table, ()
+    return table, {}
 
 
-def _are_numbers(rows: list[list[Any]]) -> bool:
-    return all(isinstance(value, int | float) for row in rows for value in row)
+def _column(values: list[Any]) -> Array:
+    """One value an example; words where any is no number."""
+    if any(np.ndim(value) for value in values):
+        raise _no_table("they have several parts")
+    are_numbers = all(isinstance(value, Number | np.number | np.bool_) for value in values)
+    return np.array(values) if are_numbers else np.array(values, dtype=str)
+
+
+def _named(problem: "Problem", inputs: Array) -> dict[str, Array]:
+    """Columns of vectors whose numbers have names where they are shown."""
+    hints = problem.display if isinstance(problem.display, Mapping) else {}
+    names: Sequence[str] = hints.get("feature_names") or ()
+    if inputs.ndim != 2 or len(set(names)) != inputs.shape[1]:
+        return {}
+    return {str(name): inputs[:, column] for column, name in enumerate(names)}
+
+
+def _are_classes(problem: "Problem") -> bool:
+    task = problem.loss.task
+    is_named = problem.label_names is not None and task != "regression"
+    return task in ("classes", "binary", "signed") or is_named
+
+
+def _labels(problem: "Problem", kept: list[int], new: Mapping[int, str]) -> Array:
+    """Labels in words, or as they were given where they are no classes."""
+    import torch
+
+    _, targets = problem.data.take(torch.tensor(kept))
+    if targets is None or _are_classes(problem):
+        words = problem.labels()[kept].tolist()
+        return _as_numbers([new.get(place, word) for place, word in enumerate(words)])
+    numbers = targets.detach().cpu().numpy().reshape(len(kept), -1).copy()
+    if numbers.shape[1] != 1:
+        raise _no_table(f"their targets have {numbers.shape[1]:,} numbers each")
+    for place, word in new.items():
+        numbers[place] = float(word)
+    return numbers[:, 0]
+
+
+def _classes(problem: "Problem", labels: Array) -> tuple[str, ...]:
+    """All classes; a label that counts from 0 is its own place among them."""
+    found = np.unique(labels)
+    if problem.label_names is not None:
+        names = [str(name) for name in problem.label_names]
+        return (*names, *(str(label) for label in found if str(label) not in names))
+    if found.dtype.kind in "iu" and found[0] >= 0:
+        return tuple(map(str, range(int(found[-1]) + 1)))
+    return tuple(map(str, found))
 
 
 def _as_numbers(labels: list[str]) -> Array:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from whence.explorer.guard import TOKEN_HEADER
@@ -27,6 +27,20 @@ class Described(Protocol):
     @property
     def parameters(self) -> Any:
         """Names of parameters, with what they mean."""
+        ...
+
+
+class File(Protocol):
+    """What has to be known of a file that is exported."""
+
+    @property
+    def media_type(self) -> str:
+        """Of its content."""
+        ...
+
+    @property
+    def words(self) -> str:
+        """What it holds."""
         ...
 
 
@@ -59,11 +73,12 @@ _CHANGES: dict[str, tuple[str, Json]] = {
 }
 
 
-def describe(views: Iterable[Described]) -> Json:
+def describe(views: Iterable[Described], files: Mapping[str, File]) -> Json:
     """The OpenAPI document.
 
     Args:
         views: that have JSON.
+        files: that are exported, by name.
     """
     paths: Json = {}
     for view in views:
@@ -71,6 +86,8 @@ def describe(views: Iterable[Described]) -> Json:
         paths.setdefault(path, {})["get"] = _read(path, view)
     for path, (summary, properties) in _CHANGES.items():
         paths.setdefault(path, {})["post"] = _change(path, summary, properties)
+    for name, file in files.items():
+        paths[f"/export/{name}"] = {"get": _file(file)}
     header = {"type": "apiKey", "in": "header", "name": TOKEN_HEADER}
     query = {"type": "apiKey", "in": "query", "name": "token"}
     return {
@@ -91,6 +108,17 @@ def _read(path: str, view: Described) -> Json:
         "summary": (inspect.getdoc(view.answer) or "").splitlines()[0],
         "parameters": [*_in_path(path), *optional],
         "responses": {"200": {"description": "JSON"}, "404": {"description": "no such thing"}},
+    }
+
+
+def _file(file: File) -> Json:
+    refused = {"description": "the problem is not at hand, or its data do not fit this file"}
+    return {
+        "summary": f"A file with {file.words}.",
+        "responses": {
+            "200": {"description": "the file", "content": {file.media_type: {}}},
+            "400": refused,
+        },
     }
 
 
