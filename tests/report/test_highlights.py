@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from whence.report.highlights import LEVELS, highlights
+from whence.report.highlights import LEVELS, MOST_TOKENS, highlights
 from whence.report.html import render
 from whence.report.story import tell_sections
 from whence.sections import Section, Tokens
@@ -42,6 +42,15 @@ def test_a_number_that_is_none_and_a_text_without_effects_are_shown():
         ("no effect", "", 0),
     ]
     assert highlights(block().to_json()) == []
+
+
+def test_a_long_text_is_cut_and_says_so():
+    long = block(*[0.5] * MOST_TOKENS, 1.0)
+    found = highlights(long.to_json())
+    assert len(found) == MOST_TOKENS
+    assert found[0].level == LEVELS // 2  # the largest effect is beyond
+    assert "1 more token is not shown." in page_of(long)
+    assert len(long.to_json()["pieces"]) == MOST_TOKENS + 1
 
 
 def page_of(*blocks):

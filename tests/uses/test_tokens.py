@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import problems
+import stories
 import texts
 from problems import Case
 from texts import Classifier, TinyGPT, classified, language_model, seeded
@@ -188,6 +190,28 @@ def test_tags_of_tokens_are_shown_as_the_tokens_that_they_judge() -> None:
     found = token_effects(problem, (text[12:], text[12:] % 3), example=0, method="identity")
     assert found.by == "loss"
     assert "".join(found.tokens) == texts.decode(text[0].tolist())
+
+
+def test_a_small_llama_on_stories(whence_data: Path) -> None:
+    """In float64 the sum is exact; the pieces are the text, spaces included."""
+    tokenizer, model = stories.Tokenizer(whence_data), stories.load(whence_data).double()
+    told = [tokenizer.encode(text[:200])[:33] for text in stories.texts(whence_data, 6)]
+    ids = torch.tensor(told)
+    display = {"kind": "text", "decode": tokenizer.decode}
+    problem = make_problem(
+        model, (ids[:4, :-1], ids[:4, 1:]), loss="cross_entropy", display=display
+    )
+    mean_loss = problem.check()["mean_loss"] / 32
+    assert 0.5 < mean_loss < 2  # 1.27 nats a token are told of it: rotary positions are right
+    queries = ids[4:, :-1], ids[4:, 1:]
+    method = fit(problem, Influence("identity", removal="first_order"))
+    found = token_effects(problem, queries, example=2, method=method)
+    effects = method.scores(queries).values
+    np.testing.assert_allclose(found.sum, effects[:, 2], rtol=1e-8)
+    assert "".join(found.tokens) == tokenizer.decode(told[2][1:])
+    by_input = token_effects(problem, queries, example=2, by="input", method=method)
+    assert by_input.tokens[0] == "⟨1⟩"  # the beginning of a text has none itself
+    assert "".join(by_input.tokens[1:]) == tokenizer.decode(told[2][1:32])
 
 
 # ------------------------------------------------------------------ by the input

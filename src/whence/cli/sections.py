@@ -19,7 +19,7 @@ from whence.report.blocks import (
     has_content,
     left_out,
 )
-from whence.report.highlights import highlights
+from whence.report.highlights import MOST_TOKENS, highlights
 from whence.report.sentences import number
 from whence.report.texts import for_terminal
 
@@ -279,6 +279,7 @@ def _draw_tokens(block: Json) -> Iterator[RenderableType]:
     for token in highlights(block):
         text.append(token.text, _STYLES.get(token.side, "") if token.level > 1 else "")
     yield text
+    yield from _rest(max(0, len(block["pieces"]) - MOST_TOKENS), "token")
     yield Text.assemble(
         ("bold", _STYLES["helps"]),
         f": {block['helps']}   ",

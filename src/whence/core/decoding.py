@@ -19,7 +19,7 @@ def pieces(ids: Sequence[int], decode: Decode | None) -> tuple[str, ...]:
     """The text of each token, with the space before it.
 
     Some tokenizers leave that space out where a token stands alone, so that a piece is what it adds
-    to the text of the token before it. Without `decode` a piece is the id.
+    to the text of the token before it. Without `decode`, or without a text, a piece is the id.
 
     >>> words = ["a", "small", "town"]
     >>> pieces([0, 1, 2], lambda ids: " ".join(words[i] for i in ids))
@@ -31,10 +31,11 @@ def pieces(ids: Sequence[int], decode: Decode | None) -> tuple[str, ...]:
     added = [
         str(decode([int(ids[i - 1]), int(ids[i])])) if i else alone[0] for i in range(len(ids))
     ]
-    return tuple(
+    texts = [
         pair.removeprefix(alone[i - 1]) if i and pair.startswith(alone[i - 1]) else alone[i]
         for i, pair in enumerate(added)
-    )
+    ]
+    return tuple(text or f"⟨{token}⟩" for token, text in zip(ids, texts, strict=True))
 
 
 def visible(piece: str) -> str:
@@ -43,4 +44,4 @@ def visible(piece: str) -> str:
     >>> visible(" town"), visible("\n"), visible(" ")
     ('town', '⏎', '␣')
     """
-    return piece.strip() or "".join(_MARKS.get(c, "␣") for c in piece) or "(nothing)"
+    return piece.strip() or "".join(_MARKS.get(c, "␣") for c in piece)

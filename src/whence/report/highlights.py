@@ -10,6 +10,9 @@ from whence.report.sentences import signed
 LEVELS = 4
 """Strengths of colour: a style sheet holds each of them, as a page takes no styles of its own."""
 
+MOST_TOKENS = 2000
+"""Tokens of a text that are shown."""
+
 
 @dataclass(frozen=True)
 class Highlight:
@@ -29,13 +32,14 @@ class Highlight:
 
 
 def highlights(block: Mapping[str, Any]) -> list[Highlight]:
-    """The tokens of a block, the largest effect in the strongest colour.
+    """The first `MOST_TOKENS` of a block, the largest effect of all in the strongest colour.
 
     Args:
         block: of a section, of the kind "tokens".
     """
     largest = max((abs(effect or 0.0) for _, effect in block["pieces"]), default=0.0)
-    return [_highlight(block, text, effect, largest) for text, effect in block["pieces"]]
+    shown = block["pieces"][:MOST_TOKENS]
+    return [_highlight(block, text, effect, largest) for text, effect in shown]
 
 
 def _highlight(

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from whence.errors import WrongVersion
 from whence.report import blocks, charts, sentences
-from whence.report.highlights import highlights
+from whence.report.highlights import MOST_TOKENS, highlights
 from whence.report.story import FORMAT, READ, tell, tell_sections
 from whence.report.texts import for_page, in_common
 from whence.store import write_atomically
@@ -150,6 +150,7 @@ def environment(*packages: str) -> Environment:
     names: dict[str, Any] = {
         "OPEN_QUERIES": OPEN_QUERIES,
         "MOST_PICTURES": blocks.MOST_PICTURES,
+        "MOST_TOKENS": MOST_TOKENS,
         "count": sentences.count,
         "sides": sentences.sides,
         "left_out": blocks.left_out,
