@@ -222,7 +222,7 @@ def test_questions_that_make_no_sense_are_refused_before_any_work(client, sessio
     assert session.desk.questions() == []
 
 
-def test_a_review_from_suspects_to_the_cleaned_data(client, ask, session, problem):
+def test_a_review_from_suspects_to_the_cleaned_data(client, ask, session, problem, monkeypatch):
     told = ask(kind="suspects")
     listed = [suspect["id"] for suspect in told["answer"]["suspects"]]
     assert listed == whence.find_mislabels(problem).ranking.tolist()
@@ -243,6 +243,12 @@ def test_a_review_from_suspects_to_the_cleaned_data(client, ask, session, proble
         (11, "drop", None),
         (20, "keep", None),
     ]
+    monkeypatch.setattr("whence.explorer.views.writes_parquet", lambda: True)
+    assert 'href="/export/cleaned.hf.zip"' in client.get("/review").text
+    monkeypatch.setattr("whence.explorer.views.writes_parquet", lambda: False)
+    page = client.get("/review").text
+    assert "cleaned.hf.zip" not in page
+    assert "whence[parquet]" in page
     cleaned = np.load(io.BytesIO(client.get("/export/cleaned.npz").content), allow_pickle=False)
     kept = [i for i in range(80) if i != 11]
     assert cleaned["id"].tolist() == kept

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from numbers import Number
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,11 @@ def clean(problem: "Problem", decisions: Mapping[int | str, Decision]) -> Cleane
     return Cleaned(
         problem.data.ids[kept], inputs, labels, columns or _named(problem, inputs), classes
     )
+
+
+def writes_parquet() -> bool:
+    """Whether pyarrow is installed."""
+    return find_spec("pyarrow") is not None
 
 
 def load_arrow() -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from whence.core.scores import Scores
 from whence.errors import BadArgument, WhenceError
 from whence.explorer.catalog import Catalog, by_address
+from whence.explorer.cleaning import writes_parquet
 from whence.explorer.desk import DONE, OPEN, Desk, Question
 from whence.explorer.listing import SORTS, Wanted, choices, whole
 from whence.explorer.live import READY, Live
@@ -248,6 +249,7 @@ def review(session: Session, parameters: Parameters) -> Json:
         "actions": _counted([decision.action for decision in decisions.values()]),
         "labels": list(session.catalog.album.answers),
         "suspect": None,
+        "writes_parquet": writes_parquet(),
     }
     if found is None or found.state != DONE or found.answer is None:
         return told
