@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from looks import check_access, check_widths, first_view
+
 DIGITS = """
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -96,34 +98,11 @@ def messages(tmp_path: Path, start: Callable, whence_data: Path) -> Any:
     return start("train.py:problem", "--query", "train.py:queries")
 
 
-def check_access(page) -> None:
-    """No serious finding of axe."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page).response["violations"]
-    serious = [one for one in found if one["impact"] in ("serious", "critical")]
-    assert not serious, [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious]
-
-
-def check_widths(page) -> None:
-    """Nothing sticks out of a phone."""
-    page.set_viewport_size({"width": 390, "height": 844})
-    size = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert page.evaluate(size) <= 0, page.url
-    page.set_viewport_size({"width": 1400, "height": 900})
-
-
 def press(page, key: str, words: str) -> None:
     """Decides by a key, and waits for what the page says then."""
     page.wait_for_load_state("load")  # keys are heard once the script has run
     page.keyboard.press(key)
     page.get_by_text(words).wait_for()
-
-
-def first_view(page, explorer) -> None:
-    page.goto(explorer.address)
-    assert "token" not in page.url  # nor in the history
-    page.locator('.state[data-state="ready"]').wait_for()
 
 
 def test_digits_from_a_wrong_prediction_to_a_cleaned_data_set(page, digits):

@@ -19,6 +19,7 @@ from whence.explorer.listing import SORTS, Wanted, choices, whole
 from whence.explorer.live import READY, Live
 from whence.explorer.review import Review
 from whence.numerics import stats
+from whence.numerics.lookup import Lookup
 from whence.report.charts import pairs
 from whence.report.story import trust
 from whence.report.svg import thinned
@@ -287,9 +288,15 @@ def comparison(session: Session, parameters: Parameters) -> Json:
     top = whole(parameters, "top", TOP, least=1, most=MOST_TOP)
     catalogs = (session.catalog, session.other)
     told = [_beside(catalog, session.catalog, position, top) for catalog in catalogs]
-    return {"query": session.catalog.summary(position), "runs": told, "top": top} | _agreement(
-        session.catalog.scores, session.other.scores, position, top
-    )
+    _mark_shared(*(one["query"] for one in told))
+    return {
+        "query": session.catalog.summary(position),
+        "previous": position - 1 if position else None,
+        "next": position + 1 if position + 1 < len(session.catalog.rows) else None,
+        "runs": told,
+        "top": top,
+        **_agreement(session.catalog.scores, session.other.scores, position, top),
+    }
 
 
 # ------------------------------------------------------------------------ parts of views
@@ -359,7 +366,7 @@ def words_of(session: Session, found: Question) -> str:
         return f"What in training example {ids[asked['example']]} moves query {query_id}"
     if found.kind == "tokens":
         return f"Tokens of training example {ids[asked['example']]} for query {query_id}"
-    return f"What other schools say of query {query_id}"
+    return f"What in query {query_id} mattered to the model"
 
 
 def _against_distance(catalog: Catalog, position: int, measured: np.ndarray) -> Scatter:
@@ -490,11 +497,18 @@ def _beside(catalog: Catalog, shown: Catalog, position: int, top: int) -> Json:
     }
 
 
+def _mark_shared(first: Json, second: Json) -> None:
+    """Tells of every training example whether both runs show it on the same side."""
+    for side in ("proponents", "opponents"):
+        shown = [{entry["id"] for entry in query[side]} for query in (first, second)]
+        for entry in first[side] + second[side]:
+            entry["is_shared"] = entry["id"] in shown[0] & shown[1]
+
+
 def _agreement(first: Scores, second: Scores, position: int, top: int) -> Json:
     """How far two runs agree on how much every training example helps a query."""
     helps = [_helps(scores, position) for scores in (first, second)]
-    order = {name: column for column, name in enumerate(second.train_ids.tolist())}
-    helps[1] = helps[1][[order[name] for name in first.train_ids.tolist()]]
+    helps[1] = helps[1][Lookup(second.train_ids).places(first.train_ids)]
     tops = [set(np.argsort(-values, kind="stable")[:top].tolist()) for values in helps]
     return {
         "spearman": float(stats.spearman(helps[0], helps[1])),
@@ -509,8 +523,10 @@ def _helps(scores: Scores, position: int) -> np.ndarray:
 
 def _check_alike(first: Catalog, second: Catalog) -> None:
     for what in ("query_ids", "train_ids"):
-        ours, theirs = (getattr(catalog.scores, what).tolist() for catalog in (first, second))
-        is_same = ours == theirs if what == "query_ids" else set(ours) == set(theirs)
+        ours, theirs = (getattr(catalog.scores, what) for catalog in (first, second))
+        is_same = np.array_equal(ours, theirs)
+        if not is_same and what == "train_ids":  # in another order
+            is_same = set(ours.tolist()) == set(theirs.tolist())
         if not is_same:
             noun = "queries" if what == "query_ids" else "training examples"
             raise BadArgument(
