@@ -35,7 +35,10 @@ def test_a_problem_that_cannot_be_loaded_says_why(folder, error):
     live = Live(Catalog.open(folder), load)
     live.wait(10)
     assert live.state == REFUSED
-    assert live.to_json()["error"]["found"]
+    told = live.to_json()["error"]
+    assert told["found"]
+    assert told["why"]
+    assert told["remedy"]
     with pytest.raises((BadData, Unsupported)):
         _ = live.problem
 
@@ -47,8 +50,9 @@ def test_a_problem_with_other_data_is_refused(folder, problem):
     live = Live(Catalog.open(folder), lambda: other)
     live.wait(10)
     assert live.state == REFUSED
-    with pytest.raises(Stale):
+    with pytest.raises(Stale, match="The problem has changed since this run was made"):
         _ = live.problem
+    assert "whence explore RUN --problem" in live.to_json()["error"]["remedy"]
 
 
 def test_distances_are_those_of_the_pictures(folder):

@@ -260,6 +260,20 @@ def test_what_is_not_a_run_is_refused_with_the_reason(tmp_path: Path):
             Run.open(tmp_path / name)
 
 
+def test_a_folder_of_runs_names_them(tmp_path: Path):
+    for name in ("b", "a"):
+        with writing(tmp_path / name, kind="k", problem=None) as draft:
+            draft.put_json("x.json", {})
+    with pytest.raises(NotARun, match=r"Name one of the runs in it: \S*/a, \S*/b\."):
+        Run.open(tmp_path)
+
+
+def test_a_run_that_was_begun_and_not_finished_says_so(tmp_path: Path):
+    (tmp_path / "why.partial").mkdir()
+    with pytest.raises(NotARun, match="was begun and not finished: make it anew"):
+        Run.open(tmp_path / "why")
+
+
 def test_a_draft_is_not_a_run(tmp_path: Path):
     with writing(tmp_path / "why", kind="k") as run:
         run.put_json("story.json", 1)

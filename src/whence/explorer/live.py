@@ -10,7 +10,7 @@ from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from whence.errors import Unsupported, WhenceError
+from whence.errors import Stale, Unsupported, WhenceError
 from whence.explorer.catalog import Catalog
 
 if TYPE_CHECKING:  # the first view does not wait for torch
@@ -54,7 +54,8 @@ class Live:
     def to_json(self) -> Json:
         """The state, and why the problem could not be had."""
         error = self._error
-        told = None if error is None else {"found": error.found, "remedy": error.remedy}
+        parts = ("found", "why", "remedy")
+        told = None if error is None else {name: getattr(error, name) for name in parts}
         return {"state": self.state, "error": told}
 
     def begin(self) -> None:
@@ -156,6 +157,13 @@ class Live:
                 why="What it says would not belong to the effects that the run holds.",
             )
             self._problem = problem
+        except Stale as error:
+            self._error = Stale(
+                found=f"The problem has changed since this run was made. {error.found}",
+                why=error.why,
+                remedy="Explain it anew, or name the one that this run was made from: "
+                "whence explore RUN --problem train.py:problem.",
+            )
         except WhenceError as error:
             self._error = error
         except Exception as error:  # noqa: BLE001  the user's own code: the run is still shown

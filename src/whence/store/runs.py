@@ -381,5 +381,16 @@ def _not_a_run(folder: Path, reason: str) -> NotARun:
     return NotARun(
         found=f"{folder} holds no complete run: {reason}.",
         why="Only a run that is all there can be shown; part of one could mislead.",
-        remedy="Check the path, or make the run anew.",
+        remedy=_where_runs_are(folder) or "Check the path, or make the run anew.",
     )
+
+
+def _where_runs_are(folder: Path) -> str:
+    """Whole runs inside the folder, or one beside it that was not finished; nothing without any."""
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    inside = [str(path) for path in found if path.suffix != PARTIAL]
+    if inside:
+        return f"Name one of the runs in it: {_few(inside)}."
+    if not folder.exists() and beside(folder, PARTIAL).exists():
+        return "A run of this name was begun and not finished: make it anew."
+    return ""
