@@ -18,7 +18,6 @@ from whence.explorer.desk import DONE, OPEN, Desk, Question
 from whence.explorer.listing import SORTS, Wanted, choices, whole
 from whence.explorer.live import READY, Live
 from whence.explorer.review import Review
-from whence.numerics import stats
 from whence.numerics.lookup import Lookup
 from whence.report.charts import pairs
 from whence.report.story import trust
@@ -161,6 +160,8 @@ def query(session: Session, parameters: Parameters) -> Json:
 
 def distances(session: Session, parameters: Parameters) -> Json:
     """Influence on one query against the distance of the training examples' inputs."""
+    from whence.numerics import stats  # the first view does not wait for scipy
+
     position = query_position(session, parameters)
     summary = session.catalog.summary(position)
     told: Json = {"query": summary, "block": None, "correlation": None, "error": None}
@@ -507,6 +508,8 @@ def _mark_shared(first: Json, second: Json) -> None:
 
 def _agreement(first: Scores, second: Scores, position: int, top: int) -> Json:
     """How far two runs agree on how much every training example helps a query."""
+    from whence.numerics import stats
+
     helps = [_helps(scores, position) for scores in (first, second)]
     helps[1] = helps[1][Lookup(second.train_ids).places(first.train_ids)]
     tops = [set(np.argsort(-values, kind="stable")[:top].tolist()) for values in helps]
