@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from base64 import b64decode
 from threading import Event
 
@@ -349,3 +350,26 @@ def test_a_check_of_very_many_retrainings_is_shown_by_a_sample_that_says_so(sess
     assert "Drawn: 1,429 of 10,000,000 points, a sample." in page
     session.catalog.story["verification"] = whole
     assert "a sample" not in client.get("/verification").text
+
+
+def test_work_that_cannot_be_ended_says_that_it_goes_on(session, client):
+    is_inside, go_on = Event(), Event()
+
+    def work() -> dict:
+        is_inside.set()
+        assert go_on.wait(20)
+        return {}
+
+    asked = {"remove": [1], "relabel": {}, "retrain": True}
+    question = session.desk.ask("change", asked, work)
+    assert is_inside.wait(10)
+    client.post(f"/api/questions/{question.id}/cancel", json={})
+    assert client.get(f"/api/questions/{question.id}").json()["is_ending"]
+    assert "goes on to its end" in client.get(f"/questions/{question.id}").text
+    go_on.set()
+    for _ in range(500):
+        if not session.desk.is_ending(question):
+            break
+        time.sleep(0.01)
+    assert "goes on to its end" not in client.get(f"/questions/{question.id}").text
+    assert "Cancelled" in client.get(f"/questions/{question.id}").text

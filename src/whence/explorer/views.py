@@ -431,7 +431,7 @@ def without_answer(found: Question) -> Json:
 
 def _bounded(found: Question) -> Json:
     """A question as plain JSON, of whose training examples the first are named, and all counted."""
-    told = found.to_json() | {"href": f"/questions/{found.id}"}
+    told = {**vars(found), "href": f"/questions/{found.id}"}  # no copy of what it names
     if found.kind == "change":
         asked = found.asked
         told["changes"] = len(asked["remove"]) + len(asked["relabel"])
