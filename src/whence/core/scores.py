@@ -336,8 +336,8 @@ class Scores:
     def open(cls, path: str | os.PathLike[str]) -> "Scores":
         """The same with the effects left in their file, and read a query at a time.
 
-        The file has to stay where it is, and as it is. Effects are not looked through for NaN,
-        which `save` has no way to write.
+        The file has to stay where it is, and as it is. Effects are not looked through for NaN, nor
+        ids for doubles, which `save` has no way to write.
 
         Args:
             path: as it was given to `save`, with or without ".npz".
@@ -346,7 +346,7 @@ class Scores:
             WrongVersion: written in a format that this version does not read.
             StoreError: no such file, a damaged one, or one that holds something else.
         """
-        return cls._read(_with_suffix(path), mapped=("values", "errors"))
+        return cls._read(_with_suffix(path), mapped=("values", "errors", "train_ids"))
 
     @classmethod
     def _read(cls, source: Path, *, mapped: tuple[str, ...] = ()) -> "Scores":
@@ -519,7 +519,8 @@ def _checked_ids(name: str, source: object, count: int) -> np.ndarray:
             why="An id is an integer or a string, so that it is the same in every file.",
             remedy=f"Convert them: np.asarray({name}).astype(str).",
         )
-    distinct = Lookup(ids.ravel()).distinct
+    is_mapped = isinstance(source, np.memmap)  # checked before it was saved
+    distinct = count if is_mapped else Lookup(ids.ravel()).distinct
     if ids.shape != (count,) or distinct != count:
         raise BadData(
             found=f"{name} has shape {ids.shape} and {distinct:,} distinct ids.",
