@@ -250,8 +250,8 @@ def review(session: Session, parameters: Parameters) -> Json:
         "decided": len(decisions),
         "actions": _counted([decision.action for decision in decisions.values()]),
         "labels": list(session.catalog.album.answers),
-        "suspect": None,
         "writes_parquet": writes_parquet(),
+        "suspect": None,
     }
     if found is None or found.state != DONE or found.answer is None:
         return told
