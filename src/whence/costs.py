@@ -19,6 +19,7 @@ from whence.calculus.kronecker import (
     FIRST_ROUND,
     Kronecker,
     Pass,
+    basis_examples,
     batch_size,
     example_bytes,
     fit_kronecker,
@@ -45,7 +46,13 @@ from whence.core.problem import Problem, Queries
 from whence.core.scores import Measurement
 from whence.curvature import Curvature, make_curvature
 from whence.curvature.arnoldi import Arnoldi
-from whence.curvature.base import AUTO_DAMPING, TRACE_PROBES, LayerOptions, make_fisher
+from whence.curvature.base import (
+    AUTO_DAMPING,
+    LAYER_DAMPING,
+    TRACE_PROBES,
+    LayerOptions,
+    make_fisher,
+)
 from whence.curvature.cg import CG
 from whence.curvature.diagonal import Diagonal, squared_gradients
 from whence.curvature.dual import Dual, dual_bytes
@@ -262,8 +269,10 @@ def _damping(curvature: Curvature | None) -> float | str:
         return "none"
     if damping != "auto":
         return float(damping)
-    if isinstance(curvature, EKFAC | KFAC | Refined):
-        return "decided by the fit: a tenth of the mean eigenvalue"
+    if isinstance(curvature, EKFAC | KFAC):
+        return f"decided by the fit: {LAYER_DAMPING:g} times the mean eigenvalue of each layer"
+    if isinstance(curvature, Refined):
+        return f"decided by the fit: {AUTO_DAMPING:g} times the mean eigenvalue"
     return "decided by the fit: 0 where it is not needed"
 
 
@@ -498,23 +507,30 @@ class _LayerTrial:
 def _layer_trial(
     problem: Problem, options: LayerOptions, *, is_corrected: bool = True
 ) -> _LayerTrial:
-    plan = replace(options, accuracy=0.0).plan(problem, is_corrected=is_corrected)
+    plan = options.plan(problem, is_corrected=is_corrected)
     room = make_room(problem, structure_of(problem), options.memory, folder=options.disk)
     decay = torch.zeros_like(problem.parameters)
     few = torch.arange(min(32, len(problem)))
+    everything = replace(plan, accuracy=0.0)
     made: list[Kronecker] = []
 
     def fit() -> None:
-        made.append(fit_kronecker(problem, plan, decay, keeps=lambda structure: None, only=few))
+        made.append(
+            fit_kronecker(problem, everything, decay, keeps=lambda structure: None, only=few)
+        )
 
     once = _seconds(fit)
     kronecker = made[-1]
     run = Pass(problem, kronecker.structure, plan.fisher)
     some = torch.arange(min(_TRIAL_EXAMPLES, batch_size(problem, kronecker.structure, room.batch)))
     look = _seconds(lambda: sum_of_squares(run, some, kronecker.blocks, label="Trial"))
-    each = look / len(some) * (2 if is_corrected else 1)
-    used = min(len(problem), FIRST_ROUND) if options.accuracy > 0 else len(problem)
-    return _LayerTrial(kronecker, room, max(0.0, once - each * len(few)), each * used)
+    each, count = look / len(some), len(problem)
+    used = min(count, FIRST_ROUND) if plan.accuracy > 0 else count
+    basis = 0
+    if is_corrected:
+        basis = basis_examples(kronecker.structure, count) if plan.accuracy > 0 else count
+    fixed = max(0.0, once - each * len(few) * (2 if is_corrected else 1))
+    return _LayerTrial(kronecker, room, fixed, each * (used + basis))
 
 
 def _layers(problem: Problem, recipe: EKFAC | KFAC, queries: int) -> _Takes:
@@ -552,7 +568,7 @@ def _pairing_seconds(trial: _LayerTrial, queries: int, tolerance: float) -> floa
     What a pass costs for one query falls with their number, so that trials take many.
     """
     problem, structure = trial.kronecker.problem, trial.structure
-    dampings = (AUTO_DAMPING * trial.kronecker.mean(),) * len(structure.blocks)
+    dampings = tuple(LAYER_DAMPING * block.mean() for block in trial.kronecker.blocks)
     pairing = Pairing(trial.kronecker, dampings, 1.0, None, tolerance)
     few, some = min(queries, _FEW_QUERIES), min(queries, _SOME_QUERIES)
     asked = problem.queries(problem.data.take(torch.arange(some) % len(problem)))

@@ -12,6 +12,7 @@ from problems import ALL, CONVEX, DEEP
 from whence.calculus.products import CurvatureMatrix
 from whence.core.problem import Problem
 from whence.curvature.arnoldi import Arnoldi
+from whence.curvature.base import AUTO_DAMPING
 from whence.curvature.exact import Exact
 from whence.errors import BadArgument, NegativeCurvature, NonFinite, Unsupported
 from whence.methods.influence import Influence
@@ -65,7 +66,7 @@ def test_at_full_rank_it_is_the_dense_inverse(name, damping):
 @pytest.mark.parametrize("block", [1, 7, 500])
 @pytest.mark.parametrize("name", DEEP)
 def test_at_full_rank_it_is_the_dense_inverse_of_networks_damping_included(name, block):
-    """The trace is then known, and with it a tenth of the mean eigenvalue."""
+    """The trace is then known, and with it the mean eigenvalue."""
     problem = DEEP[name]().problem
     v = vectors(problem)
     expected = Exact(matrix="ggn").fit(problem)
@@ -189,11 +190,11 @@ def test_the_captured_share_of_the_trace_is_the_true_one_within_its_error():
     assert 0 < error < 0.05
 
 
-def test_the_damping_of_a_network_is_about_a_tenth_of_its_mean_eigenvalue():
+def test_the_damping_of_a_network_follows_its_mean_eigenvalue():
     problem = problems.tied().problem
     mean = float(CurvatureMatrix(problem, "ggn").dense().trace()) / problem.size
     report = Arnoldi(rank=10).fit(problem).report
-    assert report["damping"] == pytest.approx(0.1 * mean, rel=0.2)
+    assert report["damping"] == pytest.approx(AUTO_DAMPING * mean, rel=0.2)
     assert report["matrix"] == "ggn"
     assert "negative" in report["matrix_reason"]
 

@@ -14,6 +14,7 @@ from whence.adapters import make_problem
 from whence.calculus.gradients import gradients
 from whence.calculus.products import CurvatureMatrix
 from whence.core.problem import Problem
+from whence.curvature.base import LAYER_DAMPING
 from whence.curvature.diagonal import Diagonal
 from whence.curvature.exact import Exact
 from whence.errors import BadArgument, NegativeCurvature, NonFinite, Unsupported
@@ -41,10 +42,11 @@ def test_the_diagonal_is_that_of_the_dense_matrix(name, data_scale):
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "tied", "tokens"])
-def test_networks_are_damped_with_a_tenth_of_the_mean(name):
+def test_networks_are_damped_with_a_share_of_the_mean(name):
     problem = ALL[name]().problem
     report = Diagonal().fit(problem).report
-    assert report["damping"] == pytest.approx(0.1 * float(dense(problem).mean()), rel=1e-10)
+    expected = LAYER_DAMPING * float(dense(problem).mean())
+    assert report["damping"] == pytest.approx(expected, rel=1e-10)
     assert report["matrix"] == "ggn"
     assert report["smallest_entry"] == pytest.approx(float(dense(problem).min()))
     assert report["largest_entry"] == pytest.approx(float(dense(problem).max()))

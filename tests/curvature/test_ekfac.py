@@ -22,6 +22,7 @@ from whence.calculus.products import CurvatureMatrix
 from whence.core.losses import Loss
 from whence.core.problem import Problem
 from whence.curvature import base
+from whence.curvature.base import LAYER_DAMPING
 from whence.curvature.cg import CG
 from whence.curvature.ekfac import EKFAC
 from whence.curvature.exact import Exact
@@ -156,13 +157,34 @@ def report(problem: Problem, **options: object) -> dict[str, object]:
     return dict(EKFAC(**options).fit(problem).report)
 
 
-def test_automatic_damping_is_a_tenth_of_the_mean_eigenvalue():
+def test_automatic_damping_is_a_share_of_the_mean_eigenvalue_of_each_layer():
     for name in ("multinomial", "mlp", "conv", "tied"):
         problem = ALL[name]().problem
-        found = report(problem)
-        mean = float(CurvatureMatrix(problem, "ggn").dense().trace()) / problem.size
-        assert found["mean_eigenvalue"] == pytest.approx(mean, rel=1e-9)
-        assert found["damping"] == pytest.approx(0.1 * mean, rel=1e-9)
+        fitted = EKFAC().fit(problem)
+        matrix = CurvatureMatrix(problem, "ggn").dense()
+        blocks = fitted.kronecker.structure.gather(problem, matrix.diagonal()[None])
+        means = [float(block.mean()) for block in blocks]
+        assert fitted.dampings == pytest.approx([LAYER_DAMPING * mean for mean in means], rel=1e-9)
+        mean = float(matrix.trace()) / problem.size
+        assert fitted.report["mean_eigenvalue"] == pytest.approx(mean, rel=1e-9)
+        assert fitted.report["damping"] == pytest.approx(LAYER_DAMPING * mean, rel=1e-9)
+        extremes = [LAYER_DAMPING * min(means), LAYER_DAMPING * max(means)]
+        told = fitted.report["damping_of_layers"] or [fitted.report["damping"]] * 2
+        assert told == pytest.approx(extremes, rel=1e-9)
+
+
+def test_damping_by_multiples_keeps_what_the_layers_have_beside_each_other():
+    case = ALL["mlp"]()
+    fitted = EKFAC().fit(case.problem)
+    thrice = fitted.damped_by(3.0)
+    assert thrice.dampings == pytest.approx([3 * damping for damping in fitted.dampings])
+    assert thrice.report["damping"] == pytest.approx(3 * fitted.report["damping"])
+    even = fitted.damped(0.2)
+    assert set(even.dampings) == {0.2}
+    assert even.report["damping"] == 0.2
+    assert even.report["damping_of_layers"] is None
+    v = drawn(2, case.problem.size)
+    assert_allclose(even.solve(v).vectors, EKFAC(0.2).fit(case.problem).solve(v).vectors)
 
 
 def test_the_report_says_what_was_inverted():
@@ -180,10 +202,11 @@ def test_coverage_is_a_number_of_parameters():
     assert report(problems.branching().problem)["covered_as"] == {"layer": 0, "single": 16}
 
 
-@pytest.mark.parametrize(("outputs", "fisher"), [(180, "expected"), (179, "sampled")])
-def test_few_outputs_are_expected_and_many_sampled(outputs, fisher, monkeypatch):
-    problem = problems.multinomial().problem  # 60 examples of 3 outputs
-    monkeypatch.setattr(base, "FEW_SLOPES", outputs)
+@pytest.mark.parametrize(("least", "fisher"), [(0, "expected"), (1, "sampled")])
+def test_passes_for_all_outputs_are_made_where_they_are_cheap(least, fisher, monkeypatch):
+    problem = problems.multinomial().problem
+    passes = 60 * 3 * problem.size  # examples, outputs, multiplications of each
+    monkeypatch.setattr(base, "FEW_OPERATIONS", passes - least)
     assert report(problem)["fisher"] == fisher
     assert report(problem, fisher="empirical")["fisher"] == "empirical"
 
@@ -198,6 +221,7 @@ def many(count: int = 600) -> Case:
 @BOTH
 def test_fewer_examples_are_looked_at_where_accuracy_allows(recipe, monkeypatch):
     monkeypatch.setattr(kronecker, "FIRST_ROUND", 32)
+    monkeypatch.setattr(base, "FEW_OPERATIONS", 0)
     case = many()
     everything = recipe(0.05, accuracy=0.0, tolerance=0.0)
     some = recipe(0.05, accuracy=0.15, tolerance=0.0)
@@ -216,6 +240,7 @@ def test_fewer_examples_are_looked_at_where_accuracy_allows(recipe, monkeypatch)
 @pytest.mark.parametrize("size", [1, 50])
 def test_rounds_do_not_depend_on_batches_or_order(size, recipe, monkeypatch):
     monkeypatch.setattr(kronecker, "FIRST_ROUND", 32)
+    monkeypatch.setattr(base, "FEW_OPERATIONS", 0)
     case, own = many(150), recipe(0.05, accuracy=0.5, tolerance=0.0)
     expected = scores(case.problem, case.queries, own)
     used = own.fit(case.problem).report["examples_used"]

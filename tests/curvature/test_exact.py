@@ -11,6 +11,7 @@ import problems
 from problems import CONVEX, Case
 from whence.calculus.products import CurvatureMatrix
 from whence.curvature import exact
+from whence.curvature.base import AUTO_DAMPING
 from whence.curvature.exact import Exact
 from whence.errors import BadArgument, NegativeCurvature, TooLarge
 
@@ -101,7 +102,8 @@ def test_where_the_hessian_is_indefinite_auto_takes_the_damped_gauss_newton_matr
     assert report["hessian_smallest_eigenvalue"] == pytest.approx(float(smallest), rel=1e-8)
     assert f"{float(smallest):.2g}" in report["matrix_reason"]
     ggn = CurvatureMatrix(problem, "ggn").dense()
-    assert report["damping"] == pytest.approx(0.1 * float(ggn.trace()) / problem.size, rel=1e-6)
+    expected = AUTO_DAMPING * float(ggn.trace()) / problem.size
+    assert report["damping"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_an_indefinite_hessian_is_refused_where_it_was_asked_for():

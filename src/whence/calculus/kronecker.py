@@ -11,10 +11,13 @@ Gauss-Newton matrix is taken to be diagonal in the product of two small bases,
 and blocks do not see each other. A parameter in one row (a scale, a bias) has U_L = 1, so that its
 block is exact. E is over the slopes of the Fisher information (`whence.calculus.fisher`).
 
-Moments need not see everything: examples come in rounds, each as large as all before it together,
-in an order that depends on ids alone; two halves of them are compared after every round, and
-|A - B| / |A + B|, the relative standard error of the mean of the two, ends the rounds once it is
-small enough for every block.
+Nothing of this needs to see everything. Examples come in an order that depends on ids alone. Bases
+are from the first of them, as many as give every side of a block rows enough for its eigenvectors:
+whatever the basis, D is the best diagonal in it. D is from rounds, each as large as all before it
+together; after every round two halves of the examples tell how much larger g^T (F + damping)^-1 g
+is for examples that F has not seen, and that ends the rounds once it is little. K-FAC has no D of
+its own: it takes its bases in rounds, until |A - B| / |A + B| of the moments of both halves, the
+relative standard error of their mean, is small for every block.
 
 Source: Martens & Grosse 2015 (arXiv:1503.05671); George et al. 2018 (arXiv:1806.03884); for
 convolutions Grosse & Martens 2016 (arXiv:1602.01407).
@@ -30,7 +33,7 @@ from torch import Tensor
 
 from whence.calculus.fisher import Fisher
 from whence.calculus.gradients import residuals
-from whence.calculus.layers import Block, Structure, Watched, dense, structure_of
+from whence.calculus.layers import Block, Structure, Watched, dense, structure_of, whole
 from whence.calculus.watching import Factors, Left, OneHot
 from whence.core.batches import Batch
 from whence.core.problem import Problem
@@ -47,18 +50,19 @@ WIDEST_BASIS = 2048
 WIDEST_ROW = 512
 """The same for a parameter in one row, whose matrix is not smaller than the square of this."""
 
-FIRST_ROUND = 4096
-"""Examples of the first round. Fewer are too few: on 4,000 images, with 55,338 parameters, scores
-from the moments of 2,000 differ from those of all by 94 % of their norm, as examples that were not
-looked at lie in directions of which nothing is known (`benchmarks/ekfac_shortcuts.py`)."""
+FIRST_ROUND = 512
+"""Examples of the first round."""
 
-PLACES, ROWS, WIDE = 8, 32, 256
+FEWEST, ROWS = 512, 8
+"""Bases are made from no fewer examples, and rows for each coordinate of a side."""
+
+PLACES, WIDE = 8, 256
 """Bases of layers with a side of 256 or more are made from an eighth of the places at which an
-example uses the layer, and from no fewer than eight; more where a side would get fewer than 32 rows
-for each of its coordinates. Each example has its own places. Narrower layers gain nothing: taking
-some of the places costs as much as the products that it saves."""
+example uses the layer, and from no fewer than eight; more where a side would get too few rows. Each
+example has its own places. Narrower layers gain nothing: taking some of the places costs as much as
+the products that it saves."""
 
-FACTOR_BYTES = 64 * 2**20
+FACTOR_BYTES = 128 * 2**20
 """Memory of the factors and activations of one batch."""
 
 
@@ -113,6 +117,15 @@ class KroneckerBlock:
         """Inverse of `rotate`."""
         return self.left.back(self.right.back(matrices).mT).mT
 
+    @property
+    def is_row(self) -> bool:
+        """Whether its gradients are single rows, whose block of the matrix is known exactly."""
+        return self.values.shape[:2] == (1, 1) and self.right.vectors is not None
+
+    def mean(self) -> float:
+        """The mean eigenvalue, regulariser included."""
+        return float(self.values.double().mean()) + self.decay
+
     def weights(self, damping: float, scale: float = 1.0) -> Tensor:
         """(G, rows, columns) 1 / (s D + decay + damping); zero where that is zero."""
         total = scale * self.values + self.decay + damping
@@ -139,8 +152,7 @@ class Kronecker:
 
     def mean(self) -> float:
         """The mean eigenvalue over all parameters, regulariser included."""
-        sums = (float(b.values.double().sum()) + b.decay * b.values.numel() for b in self.blocks)
-        return sum(sums) / self.problem.size
+        return sum(b.mean() * b.values.numel() for b in self.blocks) / self.problem.size
 
     def smallest(self) -> float:
         """The smallest eigenvalue, regulariser included."""
@@ -150,9 +162,10 @@ class Kronecker:
         """The largest eigenvalue, regulariser included."""
         return max(float(block.values.max()) + block.decay for block in self.blocks)
 
-    def null_count(self, damping: float, scale: float = 1.0) -> int:
+    def null_count(self, dampings: Sequence[float], scale: float = 1.0) -> int:
         """Directions in which everything is zero: they are left out of every solution."""
-        return sum(int((b.weights(damping, scale) == 0).sum()) for b in self.blocks)
+        pairs = zip(self.blocks, dampings, strict=True)
+        return sum(int((block.weights(damping, scale) == 0).sum()) for block, damping in pairs)
 
     def solve(self, vectors: Tensor, dampings: Sequence[float], scale: float = 1.0) -> Tensor:
         """(K, P) solutions for a stack of vectors.
@@ -187,6 +200,20 @@ class Kronecker:
             total += said @ said.T
         return total
 
+    def squared_lengths(self, batch: Batch) -> Tensor:
+        """(B,) |grad loss_i|^2, block by block.
+
+        Args:
+            batch: B training examples.
+        """
+
+        def own(some: Batch) -> Tensor:
+            watched = self.structure.watch(self.problem, some.inputs, len(some))
+            pairs = zip(self.structure.blocks, loss_factors(watched, some), strict=True)
+            return torch.stack([whole(*pair).square().sum(1) for pair in pairs]).sum(0)
+
+        return self._for_each(batch, own)
+
     def self_products(self, batch: Batch, dampings: Sequence[float], scale: float = 1.0) -> Tensor:
         """(B,) grad loss_i^T H^-1 grad loss_i, without the gradients being written out.
 
@@ -202,8 +229,12 @@ class Kronecker:
             parts = zip(self.blocks, loss_factors(watched, some), weights, strict=True)
             return torch.stack([lengths(*part) for part in parts]).sum(0)
 
+        return self._for_each(batch, own)
+
+    def _for_each(self, batch: Batch, work: Callable[[Batch], Tensor]) -> Tensor:
+        """(B,) what some work gives for the examples of a batch, by as many as fit."""
         size = batch_size(self.problem, self.structure, self.batch_bytes)
-        parts = self.problem.sweep(own, size, positions=batch.positions)
+        parts = self.problem.sweep(work, size, positions=batch.positions)
         return torch.cat([found for _, found in parts])
 
 
@@ -216,7 +247,7 @@ class Plan:
 
     Args:
         fisher: slopes of the outputs.
-        accuracy: relative standard error of the moments at which the rounds end; 0 sees all data.
+        accuracy: the error at which the rounds end (see above); 0 sees all data.
         is_corrected: whether D is the diagonal itself (EK-FAC) or a product (K-FAC).
         autocast: narrower type of the model's products; None for its own.
     """
@@ -254,25 +285,20 @@ def fit_kronecker(
     """
     structure = with_even_decay(problem, structure_of(problem), decay)
     structure = replace(structure, autocast=plan.autocast)
-    run = Pass(problem, structure, plan.fisher, batch_bytes=batch_bytes)
-    moments, positions, error = _moments(run, plan, only)
-    decays = [float(m.mean()) for m in structure.gather(problem, decay[None])]
-    found = [m.curvature(d) for m, d in zip(moments, decays, strict=True)]
     visit = keeps(structure)
-    if plan.is_corrected:
-        is_shared = len(positions) == len(problem)
-        shared = visit if is_shared else None
-        found = _corrected(replace(run, visit=shared), positions, found)
-        visit = None if is_shared else visit
-    if visit is not None:
-        alone = replace(run, fisher=None, visit=visit)
-        for _ in alone.over(torch.arange(len(problem)), "Keeping gradients", lambda *_: None):
-            pass
+    run = Pass(problem, structure, plan.fisher, visit, batch_bytes)
+    order = draws.order(plan.fisher.seed, draws.keys(problem.data.ids)) if only is None else only
+    decays = [float(m.mean()) for m in structure.gather(problem, decay[None])]
+    found, rounds = (_corrected if plan.is_corrected else _products)(run, plan, order, decays)
+    rest = order[rounds.basis :] if visit is not None else order[:0]
+    for _ in replace(run, fisher=None).over(rest.sort().values, "Keeping gradients", _nothing):
+        pass
     facts = {
         "fisher": plan.fisher.kind,
-        "examples_used": len(positions),
-        "share_used": len(positions) / len(problem),
-        "moment_error": error,
+        "examples_used": rounds.seen,
+        "share_used": rounds.seen / len(problem),
+        "moment_error": rounds.error,
+        "basis_examples": rounds.basis,
         "covered_as": structure.coverage(),
     }
     return Kronecker(problem, structure, tuple(found), facts, batch_bytes)
@@ -361,27 +387,160 @@ class Pass:
         parts = self.problem.sweep(on, size, positions=positions)
         yield from track(parts, label, total=-(-len(positions) // size))
 
+    def moments(self) -> list["_Moments"]:
+        """Room for those of every block."""
+        return [_Moments(block, self.problem.parameters) for block in self.structure.blocks]
 
-def _moments(run: Pass, plan: Plan, only: Tensor | None) -> tuple[list["_Moments"], Tensor, float]:
-    """Second moments of the factors, the examples they are from, and their relative error."""
-    problem, structure = run.problem, run.structure
-    halves = [[_Moments(block, problem.parameters) for block in structure.blocks] for _ in range(2)]
-    if only is not None:
-        _add(run, only, halves[0])
-        return halves[0], only, 0.0
-    by_id = draws.order(plan.fisher.seed, draws.keys(problem.data.ids))
+
+@dataclass(frozen=True)
+class _Rounds:
+    """How many examples were looked at.
+
+    Args:
+        seen: for the eigenvalues.
+        basis: for the bases, and visited on the way.
+        error: relative standard error of the former.
+    """
+
+    seen: int
+    basis: int
+    error: float
+
+
+_Found = tuple[list[KroneckerBlock], _Rounds]
+
+_TENTH = 0.1
+"""Share of the mean eigenvalue below which eigenvalues hardly matter."""
+
+
+def _products(run: Pass, plan: Plan, order: Tensor, decays: Sequence[float]) -> _Found:
+    """K-FAC: both bases of every block in rounds, and products of their eigenvalues."""
+    halves = run.moments(), run.moments()
+
+    def gap() -> float:
+        return max(a.gap(b) for a, b in zip(*halves, strict=True))
+
+    seen, error = _in_rounds(order, plan, lambda rows, half: _add(run, rows, halves[half]), gap)
+    for one, other in zip(*halves, strict=True):
+        one.take_in(other)
+    return _curvatures(halves[0], decays), _Rounds(seen, seen, error)
+
+
+def _corrected(run: Pass, plan: Plan, order: Tensor, decays: Sequence[float]) -> _Found:
+    """EK-FAC: bases from as many examples as they need, then D = E (U_L^T G U_R)^2 in rounds."""
+    moments = run.moments()
+    few = order[: basis_examples(run.structure, len(order)) if plan.accuracy > 0 else None]
+    _add(run, few.sort().values, moments)
+    blocks = _curvatures(moments, decays)
+    run = replace(run, visit=None)  # once is enough
+    halves: list[list[Tensor]] = [[], []]
+    sizes = [0, 0]
+
+    def look(rows: Tensor, half: int) -> None:
+        label = "Correcting eigenvalues"
+        found = sum_of_squares(run, rows, blocks, label=label, each=_moments_or_squares)
+        for total, part in zip(found, halves[half], strict=False):  # none in the first round
+            total += part
+        halves[half] = found
+        sizes[half] += len(rows)
+
+    def gap() -> float:
+        means = [[total / n for total in half] for half, n in zip(halves, sizes, strict=True)]
+        return _inflation(blocks, *means)
+
+    seen, error = _in_rounds(order, plan, look, gap)
+    totals = [_sum(parts) for parts in zip(*filter(None, halves), strict=True)]
+    corrected = [_settled(block, total / seen) for block, total in zip(blocks, totals, strict=True)]
+    return corrected, _Rounds(seen, len(few), error)
+
+
+def _moments_or_squares(block: KroneckerBlock, factors: Sequence[Factors]) -> Tensor:
+    """What the eigenvalues of a block follow from: of one row all of E G^T G, which is exact."""
+    if not block.is_row:
+        return squares(block, factors)
+    rows = ((dense(left, right).mT @ right).flatten(0, 2) for left, right in factors)
+    return _sum(row.mT @ row for row in rows)[None]
+
+
+def _settled(block: KroneckerBlock, mean: Tensor) -> KroneckerBlock:
+    """A block with the eigenvalues, and in one row also the basis, that follow from the data."""
+    if not block.is_row:
+        return replace(block, values=mean.to(block.values))
+    right = _basis(mean, block.values)
+    return replace(block, right=right, values=right.values[:, None])
+
+
+def _inflation(
+    blocks: Sequence[KroneckerBlock], first: Sequence[Tensor], second: Sequence[Tensor]
+) -> float:
+    """How much larger g^T (F + damping I)^-1 g is for examples that F has not seen, as a share.
+
+    It is measured for the eigenvalues of each of two halves, and half of it is left where F has
+    seen both. Damping is a tenth of the mean eigenvalue of each block.
+    """
+    own, other = 0.0, 0.0
+    for block, a, b in zip(blocks, first, second, strict=True):
+        for seen, unseen in ((a, b), (b, a)):
+            inside, outside = _self_products(block, seen, unseen)
+            own += inside
+            other += outside
+    return max(0.0, other / own - 1) / 2 if own > 0 else 0.0
+
+
+def _self_products(block: KroneckerBlock, seen: Tensor, unseen: Tensor) -> tuple[float, float]:
+    """The mean of g^T (F + damping I)^-1 g over the examples of F, and over others."""
+    if block.is_row:
+        damping = block.decay + _TENTH * float(seen.diagonal(0, 1, 2).mean())
+        level = seen[0] + damping * torch.eye(seen.shape[1]).to(seen)
+        both = torch.linalg.lstsq(level, torch.cat([seen[0], unseen[0]], 1)).solution
+        inside, outside = both.tensor_split(2, 1)
+        return float(inside.trace()), float(outside.trace())
+    level = seen + block.decay + _TENTH * seen.mean()
+    level.clamp_min_(torch.finfo(level.dtype).tiny)
+    return float((seen / level).sum()), float((unseen / level).sum())
+
+
+def _in_rounds(
+    order: Tensor, plan: Plan, look: Callable[[Tensor, int], None], gap: Callable[[], float]
+) -> tuple[int, float]:
+    """Looks at examples until two halves of them agree; how many, and the error that is left.
+
+    Args:
+        order: of the examples.
+        plan: with the error that ends the rounds.
+        look: takes positions, and which half they count to.
+        gap: between the two halves.
+    """
+    count = len(order)
+    if count <= FIRST_ROUND or plan.accuracy == 0:  # nothing to decide: no halves are compared
+        look(order.sort().values, 0)
+        return count, 0.0
     seen, error = 0, float("inf")
-    while seen < len(problem) and error > plan.accuracy:
-        upto = min(len(problem), max(FIRST_ROUND, 2 * seen))
-        if upto == len(problem) and seen == 0:  # nothing to decide: no halves are compared
-            _add(run, by_id, halves[0])
-            return halves[0], torch.arange(len(problem)), 0.0
-        for half, into in enumerate(halves):
-            _add(run, by_id[seen:upto][half::2], into)
-        seen = upto
-        error = max(a.gap(b) for a, b in zip(*halves, strict=True))
-    whole = [a.plus(b) for a, b in zip(*halves, strict=True)]
-    return whole, by_id[:seen].sort().values, 0.0 if seen == len(problem) else error
+    while seen < count and error > plan.accuracy:
+        upto = min(count, max(FIRST_ROUND, 2 * seen))
+        for half in range(2):
+            look(order[seen:upto][half::2], half)
+        seen, error = upto, gap()
+    return seen, 0.0 if seen == count else error
+
+
+def basis_examples(structure: Structure, count: int) -> int:
+    """How many of some examples give every side that has eigenvectors enough rows for them."""
+    wanted = FEWEST
+    for block in structure.blocks:
+        if block.groups * block.rows > 1:  # the basis of a row comes with its eigenvalues
+            sides = zip((block.rows, block.columns), _are_full(block), strict=True)
+            widest = max((size for size, is_full in sides if is_full), default=0)
+            wanted = max(wanted, -(-ROWS * widest // block.positions))
+    return min(count, wanted)
+
+
+def _curvatures(moments: Sequence["_Moments"], decays: Sequence[float]) -> list[KroneckerBlock]:
+    return [one.curvature(decay) for one, decay in zip(moments, decays, strict=True)]
+
+
+def _nothing(*_: object) -> None:
+    """For passes that are made for what visits them."""
 
 
 def _add(run: Pass, positions: Tensor, into: Sequence["_Moments"]) -> None:
@@ -488,13 +647,9 @@ class _Moments:
         left = _gap(self.left / self.examples, other.left / other.examples)
         return max(left, _gap(self.right / self.places, other.right / other.places))
 
-    def plus(self, other: "_Moments") -> "_Moments":
-        """Both together."""
-        whole = _Moments(self.block, self.like)
-        whole.left, whole.right = self.left + other.left, self.right + other.right
-        whole.examples = self.examples + other.examples
-        whole.places = self.places + other.places
-        return whole
+    def take_in(self, other: "_Moments") -> None:
+        """Adds those of other examples."""
+        self.add((other.left, other.right, other.places), examples=other.examples)
 
     def curvature(self, decay: float) -> KroneckerBlock:
         """Bases, and as D the product of their eigenvalues (K-FAC)."""
@@ -546,37 +701,34 @@ def _basis(moment: Tensor, like: Tensor) -> Basis:
     return Basis(vectors.to(like), values.to(like))
 
 
-def _corrected(
-    run: Pass, positions: Tensor, blocks: Sequence[KroneckerBlock]
-) -> list[KroneckerBlock]:
-    """The same bases with D = E (U_L^T G U_R)^2."""
-    totals = sum_of_squares(run, positions, blocks, label="Correcting eigenvalues")
-    share = 1 / len(positions)
-    return [
-        replace(block, values=(total * share).to(block.values))
-        for block, total in zip(blocks, totals, strict=True)
-    ]
-
-
 def sum_of_squares(
-    run: Pass, positions: Tensor, blocks: Sequence[KroneckerBlock], *, label: str
+    run: Pass,
+    positions: Tensor,
+    blocks: Sequence[KroneckerBlock],
+    *,
+    label: str,
+    each: Callable[[KroneckerBlock, Sequence[Factors]], Tensor] | None = None,
 ) -> list[Tensor]:
     """(G, rows, columns) float64 squared gradients of each block in its bases, over examples.
 
     Args:
         run: of the model, with the Fisher information.
-        positions: of the examples.
+        positions: of at least one example.
         blocks: with their bases.
         label: of the progress bar.
+        each: what is summed up of a block and its factors; default `squares`.
     """
+    each = each or squares
 
     def work(batch: Batch, by_slope: list[list[Factors]]) -> list[Tensor]:
         del batch
         pairs = zip(blocks, zip(*by_slope, strict=True), strict=True)
-        return [squares(block, factors) for block, factors in pairs]
+        return [each(block, factors) for block, factors in pairs]
 
-    totals = [torch.zeros_like(block.values, dtype=torch.float64) for block in blocks]
+    totals: list[Tensor] = []
     for _, found in run.over(positions, label, work):
+        if not totals:
+            totals = [torch.zeros_like(part, dtype=torch.float64) for part in found]
         for total, part in zip(totals, found, strict=True):
             total += part
     return totals

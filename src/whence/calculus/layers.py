@@ -321,6 +321,22 @@ def dense(left: Left, like: Tensor) -> Tensor:
     return left.dense(like) if isinstance(left, OneHot) else left
 
 
+def whole(block: Block, factors: Factors) -> Tensor:
+    """(B, size) gradients written out."""
+    left, right = factors
+    if not isinstance(left, OneHot):
+        return (left.mT @ right).flatten(1)
+    count, groups, _ = left.indices.shape
+    table = right.new_zeros(count * groups * block.rows, right.shape[3])
+    start = torch.arange(count * groups, device=right.device) * block.rows
+    table.index_add_(
+        0,
+        (start.reshape(count, groups, 1) + left.indices).flatten(),
+        right.reshape(-1, right.shape[3]),
+    )
+    return table.reshape(count, -1)
+
+
 # ------------------------------------------------------------------- finding the structure
 
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[Forward, Layout, Structure]] = WeakKeyDictionary()

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,8 +36,9 @@ from whence.calculus.kronecker import (
     Visit,
     batch_size,
     loss_factors,
+    rotated,
 )
-from whence.calculus.layers import Block, Structure, dense
+from whence.calculus.layers import Block, Structure, dense, whole
 from whence.calculus.products import penalty_gradient
 from whence.calculus.watching import Factors, OneHot
 from whence.core.batches import Batch, slices
@@ -78,7 +79,7 @@ class KeptBlock:
 
     def put(self, rows: Tensor, left: Tensor | None, right: Tensor) -> None:
         """Fills in the factors (B, rows) and (B, columns) of some examples, or whole gradients."""
-        place = _as_slice(rows)
+        place = _at(rows)
         sides = [right] if left is None else [left, right]
         if self.scale is not None:
             sizes = [_size_of(side) for side in sides]
@@ -92,10 +93,10 @@ class KeptBlock:
         """Those of some examples, as factors of one position; whole gradients as one row.
 
         Args:
-            rows: neighbouring positions.
+            rows: rising positions.
             like: a tensor of the type and on the device that is wanted.
         """
-        place = _as_slice(rows)
+        place = _at(rows)
         right = self.right[place].to(like)
         left = right.new_ones(len(rows), 1) if self.left is None else self.left[place].to(like)
         if self.scale is not None:
@@ -155,8 +156,10 @@ def _size_of(rows: Tensor) -> Tensor:
     return size.where(size > 0, 1.0)
 
 
-def _as_slice(rows: Tensor) -> slice:
-    return slice(int(rows[0]), int(rows[-1]) + 1)
+def _at(rows: Tensor) -> slice | Tensor:
+    """Rising positions as an index: a slice where they are neighbours, which costs no copy."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
 
 
 def _is_factored(block: Block) -> bool:
@@ -170,7 +173,7 @@ def kept_size(block: Block) -> int:
 
 def query_numbers(block: Block) -> int:
     """Numbers of one query's side of a block, and of what is made on its way."""
-    return kept_size(block) * (4 if _is_factored(block) else 2)
+    return kept_size(block) * (4 if _is_factored(block) else 1)
 
 
 def keeper(
@@ -254,22 +257,6 @@ def _refuse_full(folder: str, size: int) -> None:
             remedy="Give another folder, or leave disk out: gradients are then made anew for "
             "every set of queries.",
         )
-
-
-def whole(block: Block, factors: Factors) -> Tensor:
-    """(B, size) gradients written out."""
-    left, right = factors
-    if not isinstance(left, OneHot):
-        return (left.mT @ right).flatten(1)
-    count, groups, _ = left.indices.shape
-    table = right.new_zeros(count * groups * block.rows, right.shape[3])
-    start = torch.arange(count * groups, device=right.device) * block.rows
-    table.index_add_(
-        0,
-        (start.reshape(count, groups, 1) + left.indices).flatten(),
-        right.reshape(-1, right.shape[3]),
-    )
-    return table.reshape(count, -1)
 
 
 # ------------------------------------------------------------------ the query side
@@ -419,12 +406,25 @@ class Pairing:
             each = zip(self._blocks, factors, self.curvature.blocks, reciprocals, strict=True)
             return [_half_solved(*one) for one in each]
 
+        like = problem.parameters
+        written = [
+            None if _is_factored(block) else like.new_empty(len(rows), block.size)
+            for block in self._blocks
+        ]
+        pairs: list[list[Factors]] = [[] for _ in self._blocks]
         size = batch_size(problem, structure, self.curvature.batch_bytes)
-        found = zip(*(made for _, made in in_pieces(rows, size, solved)), strict=True)
+        for some, made in in_pieces(rows, size, solved):
+            for stack, factors, part in zip(written, pairs, made, strict=True):
+                if stack is None:
+                    factors.append(cast("Factors", part))
+                else:
+                    stack[_at(some - rows[0])] = cast("Tensor", part)
         return [
-            _side(block, curve, weight, parts=parts, tolerance=self.tolerance)
-            for block, curve, weight, parts in zip(
-                self._blocks, self.curvature.blocks, reciprocals, found, strict=True
+            _side(block, curve, weight, pairs=found, tolerance=self.tolerance)
+            if stack is None
+            else Whole(stack)
+            for block, curve, weight, stack, found in zip(
+                self._blocks, self.curvature.blocks, reciprocals, written, pairs, strict=True
             )
         ]
 
@@ -439,8 +439,11 @@ def _half_solved(
     """(B, size) solved gradients of a block, or their factors as they are where those are used."""
     if _is_factored(block):
         return factors
-    matrix = whole(block, factors).unflatten(1, (block.groups, block.rows, -1))
-    return curve.back(curve.rotate(matrix) * weight).flatten(1)
+    if isinstance(factors[0], OneHot):
+        matrix = curve.rotate(whole(block, factors).unflatten(1, (block.groups, block.rows, -1)))
+    else:
+        matrix = rotated(curve, factors[0], factors[1])
+    return curve.back(matrix * weight).flatten(1)
 
 
 def _side(
@@ -448,13 +451,10 @@ def _side(
     curve: KroneckerBlock,
     weight: Tensor,
     *,
-    parts: Sequence[Factors | Tensor],
+    pairs: Sequence[Factors],
     tolerance: float,
 ) -> Side:
     """One block's side of the queries, in factors where that is cheaper."""
-    if not _is_factored(block):
-        return Whole(torch.cat([part for part in parts if isinstance(part, Tensor)]))
-    pairs = [part for part in parts if not isinstance(part, Tensor)]
     left = curve.left.rotate(torch.cat([dense(*pair) for pair in pairs]))[:, 0, 0]  # (Q, rows)
     right = curve.right.rotate(torch.cat([pair[1] for pair in pairs]))[:, 0, 0]
     own = (_meets(left, curve.left.values[0]), _meets(right, curve.right.values[0]))

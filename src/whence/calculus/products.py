@@ -43,7 +43,10 @@ def objective_gradient(problem: Problem) -> Tensor:
 
 def _data_gradient(problem: Problem, batch: Batch) -> Tensor:
     """(P,) sum over a batch of b_i grad loss_i."""
-    return grad(lambda theta: _weighted(problem, theta, batch))(problem.parameters)
+    theta = problem.parameters.detach().requires_grad_(True)
+    with torch.enable_grad():
+        total = _weighted(problem, theta, batch)
+        return torch.autograd.grad(total, theta, materialize_grads=True)[0]
 
 
 def penalty_gradient(problem: Problem) -> Tensor:
@@ -64,17 +67,22 @@ def _penalty_slope(problem: Problem, *, create_graph: bool) -> tuple[Tensor, Ten
     return theta, slope
 
 
-def example_pull(problem: Problem) -> float:
+def example_pull(problem: Problem, lengths: Callable[[Batch], Tensor] | None = None) -> float:
     """Root mean square over examples of |b_i grad loss_i| / N: what one example does to grad R.
 
     The natural scale of a gradient norm: well below it, the model is at its optimum as far as the
     removal of one example is concerned. Estimated from at most 256 examples.
+
+    Args:
+        problem: model, loss and data.
+        lengths: (B,) squared norms of the gradients of a batch, where there is a short way to them.
     """
     order = torch.randperm(len(problem), generator=torch.Generator().manual_seed(0))
     few = order[: max(8, min(256, 2**24 // problem.size))]
 
     def squares(batch: Batch) -> Tensor:
-        return (gradients(problem, batch) * batch.weights[:, None]).square().sum(1)
+        found = lengths(batch) if lengths else gradients(problem, batch).square().sum(1)
+        return found * batch.weights**2
 
     found = torch.cat([part for _, part in problem.sweep(squares, len(few), positions=few)])
     return float(found.mean().sqrt()) / len(problem)

@@ -25,8 +25,9 @@ from whence.core.problem import Problem
 from whence.errors import BadArgument, TooLarge
 from whence.numerics.memory import free_bytes, in_words
 
-KEPT_BYTES = 2**30
-"""Memory that training gradients take at the most where no budget is stated."""
+KEPT_BYTES = 2**28
+"""Memory that training gradients take at the most where no budget is stated: to make them anew
+costs one pass for every set of queries."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ def make_room(
 def fixed_bytes(problem: Problem, structure: Structure) -> int:
     """Memory of moments, bases and eigenvalues.
 
-    Moments are in float64, those of two halves and of both where there are several rounds; sums of
-    eigenvalues as well, beside those of a batch.
+    Sums are in float64, beside those of a batch; where there are several rounds two halves have
+    sums of their own.
     """
     element = problem.parameters.element_size()
     moments = sum(moment_numbers(block) for block in structure.blocks)
-    copies = 3 if len(problem) > FIRST_ROUND else 1
-    return (8 * copies + element) * moments + (8 + 2 * element) * problem.size
+    halves = 2 if len(problem) > FIRST_ROUND else 1
+    return (8 * halves + element) * moments + (8 * halves + 2 * element) * problem.size
 
 
 def query_bytes(problem: Problem, structure: Structure) -> int:

@@ -37,7 +37,7 @@ class Arnoldi(Curvature):
 
     Args:
         rank: r, at most P.
-        damping: added to every eigenvalue; "auto" is 0 for a Hessian and a tenth of the mean
+        damping: added to every eigenvalue; "auto" is 0 for a Hessian and three times the mean
             eigenvalue for a Gauss-Newton matrix that differs from it.
         matrix: "hessian", "ggn", or "auto": the Hessian where it equals the Gauss-Newton matrix,
             as for linear models, else the Gauss-Newton matrix.

@@ -1,7 +1,7 @@
 """What every curvature is: a recipe that is fitted to a problem and then solves."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -25,8 +25,12 @@ from whence.core.problem import Problem, Queries
 from whence.errors import BadArgument, NegativeCurvature, Unsupported
 from whence.numerics.linalg import LowRank, Preconditioner, Product, block_cg
 
-AUTO_DAMPING = 0.1
-"""Share of the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto"."""
+AUTO_DAMPING, LAYER_DAMPING = 3.0, 0.3
+"""Times the mean eigenvalue that is added to a Gauss-Newton matrix when damping is "auto": to the
+whole matrix, and to each layer where layers are taken one by one. The whole matrix of a network has
+few large eigenvalues, so that its mean is small; along the others a training does not move as far
+as the matrix allows. Both were chosen by models that were trained on halves of data that no other
+benchmark uses (`benchmarks/damping_choice.py`)."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,14 @@ class IHVP(ABC):
             remedy="Fit again with damping=..., or use curvature='ekfac', 'exact' or 'refined'.",
         )
 
+    def damped_by(self, times: float) -> "IHVP":
+        """The same matrix with so many times its damping.
+
+        Raises:
+            Unsupported: what was fitted depends on the damping.
+        """
+        return self.damped(times * float(self.report["damping"]))
+
     @property
     def layers(self) -> "KroneckerIHVP | None":
         """The same curvature layer by layer, where the fit has it: a preview of solutions."""
@@ -244,9 +256,16 @@ class KroneckerIHVP(IHVP):
         return self.facts
 
     def damped(self, damping: float) -> "KroneckerIHVP":
-        """The same bases and eigenvalues with another damping."""
-        dampings = (damping,) * len(self.dampings)
-        return replace(self, dampings=dampings, facts={**self.facts, "damping": damping})
+        """The same bases and eigenvalues with another damping, the same for all layers."""
+        return self._with((damping,) * len(self.dampings))
+
+    def damped_by(self, times: float) -> "KroneckerIHVP":
+        """The same bases and eigenvalues with so many times the damping of each layer."""
+        return self._with(tuple(times * damping for damping in self.dampings))
+
+    def _with(self, dampings: tuple[float, ...]) -> "KroneckerIHVP":
+        facts = {**self.facts, **damping_facts(self.kronecker, dampings)}
+        return replace(self, dampings=dampings, facts=facts)
 
     def solve(self, vectors: Tensor) -> Solution:
         """The damped inverse of each layer's matrix times its part of each vector."""
@@ -264,7 +283,8 @@ class KroneckerIHVP(IHVP):
     def optimum(self, problem: Problem) -> tuple[Tensor, float]:
         """Gradient of the objective and pull of one example, from what is kept if anything is."""
         if self.kept is None:
-            return super().optimum(problem)
+            pull = example_pull(problem, self.kronecker.squared_lengths)
+            return objective_gradient(problem), pull
         return self.kept.gradient(problem, self.kronecker.structure), self.kept.pull(problem)
 
     def self_pair(self, batch: Batch) -> Tensor:
@@ -284,16 +304,26 @@ class KroneckerIHVP(IHVP):
         return pairing.scores(queries, slopes)
 
 
-FEW_SLOPES = 20_000
-"""Up to so many outputs of all examples the Fisher information is expected, not sampled."""
+FEW_OPERATIONS = 3e9
+"""Multiplications of backward passes that nothing is saved of: up to so many the Fisher information
+is expected, not sampled, and all examples are looked at. They take a few seconds on one core."""
 
 
 def make_fisher(problem: Problem, kind: FisherName | Literal["auto"], seed: int) -> Fisher:
-    """The Fisher information of this name; "auto" is expected where that is cheap."""
+    """The Fisher information of this name; "auto" is expected where that is cheap.
+
+    It takes a backward pass for every output of every example.
+    """
     if kind != "auto":
         return Fisher(kind, seed)
-    is_cheap = len(problem) * problem.output_size <= FEW_SLOPES
+    is_cheap = problem.output_size * _pass_operations(problem) <= FEW_OPERATIONS
     return Fisher("expected" if is_cheap else "sampled", seed)
+
+
+def _pass_operations(problem: Problem) -> float:
+    """Multiplications of a backward pass over the training data."""
+    blocks = structure_of(problem).blocks
+    return float(len(problem)) * sum(block.size * block.positions for block in blocks)
 
 
 Precision = Literal["full", "bfloat16", "float16"]
@@ -304,12 +334,11 @@ class LayerOptions:
     """How layers are looked at, for curvatures that are made of them.
 
     Args:
-        damping: added to every eigenvalue; "auto" is a tenth of the mean eigenvalue over all
-            parameters.
+        damping: added to every eigenvalue; "auto" is 0.3 times the mean eigenvalue of each layer.
         fisher: "expected" over all classes, "sampled" by random signs, "empirical" from the labels;
-            "auto" is expected where N times the outputs of an example is at most 20,000.
-        accuracy: relative standard error of the second moments at which no more training examples
-            are looked at; 0 looks at all of them.
+            "auto" is expected where a backward pass for every output takes a few seconds.
+        accuracy: how much larger, as a share, an example that was not looked at may appear, before
+            more are looked at; 0 looks at all of them, as is done where that takes a few seconds.
         tolerance: relative root mean square of the scores that may be left out for speed.
         seed: of signs, and of the order in which examples are looked at.
         memory: bytes that fit and scores may take beside model, data and the table of scores;
@@ -360,7 +389,8 @@ class LayerOptions:
     def plan(self, problem: Problem, *, is_corrected: bool) -> Plan:
         """How the moments of the layers are taken."""
         fisher = make_fisher(problem, self.fisher, self.seed)
-        return Plan(fisher, self.accuracy, is_corrected, self.dtype)
+        is_cheap = _pass_operations(problem) <= FEW_OPERATIONS
+        return Plan(fisher, 0.0 if is_cheap else self.accuracy, is_corrected, self.dtype)
 
 
 def layer_decay(problem: Problem) -> Tensor:
@@ -424,30 +454,48 @@ def fit_layers(
         keeps=keeps_gradients,
         batch_bytes=room.batch,
     )
-    mean = kronecker.mean()
-    chosen = AUTO_DAMPING * mean if options.damping == "auto" else float(options.damping)
+    dampings = _dampings(kronecker, options.damping)
     report = {
         "curvature": name,
         "matrix": "ggn",
         "matrix_reason": "each layer by itself, in Kronecker-factored eigenbases",
-        "damping": chosen,
-        "mean_eigenvalue": mean,
+        **damping_facts(kronecker, dampings),
+        "mean_eigenvalue": kronecker.mean(),
         "smallest_eigenvalue": kronecker.smallest(),
         "largest_eigenvalue": kronecker.largest(),
-        "null_directions": kronecker.null_count(chosen, data_scale),
+        "null_directions": kronecker.null_count(dampings, data_scale),
         "precision": options.precision,
         **({"training_gradients": _where(made)} if keeps else {}),
         **kronecker.facts,
     }
     return KroneckerIHVP(
         kronecker,
-        (chosen,) * len(kronecker.blocks),
+        dampings,
         data_scale,
         made[0] if made else None,
         options.tolerance,
         report,
         room.stack,
     )
+
+
+def _dampings(kronecker: Kronecker, wanted: float | Literal["auto"]) -> tuple[float, ...]:
+    """That of each layer."""
+    if wanted != "auto":
+        return (float(wanted),) * len(kronecker.blocks)
+    return tuple(LAYER_DAMPING * block.mean() for block in kronecker.blocks)
+
+
+def damping_facts(kronecker: Kronecker, dampings: Sequence[float]) -> dict[str, Any]:
+    """The mean over all parameters; the least and the most of a layer where they differ."""
+    sizes = [block.values.numel() for block in kronecker.blocks]
+    total = sum(size * damping for size, damping in zip(sizes, dampings, strict=True))
+    extremes = [min(dampings), max(dampings)]
+    is_even = extremes[0] == extremes[1]
+    return {
+        "damping": extremes[0] if is_even else total / sum(sizes),
+        "damping_of_layers": None if is_even else extremes,
+    }
 
 
 def _where(made: list[Kept]) -> str:
@@ -529,7 +577,7 @@ class Trace:
         return {"captured_trace": share, "captured_trace_error": abs(share) * self.error / total}
 
     def damping(self, size: int, floor: float) -> float:
-        """A tenth of the mean eigenvalue of H."""
+        """Three times the mean eigenvalue of H."""
         return AUTO_DAMPING * ((self.captured + self.rest) / size + floor)
 
 

@@ -15,8 +15,8 @@ from whence.calculus.layers import Block, structure_of
 from whence.calculus.products import CurvatureMatrix, decay_diagonal, hessian_is_ggn
 from whence.core.problem import Problem
 from whence.curvature.base import (
-    AUTO_DAMPING,
     IHVP,
+    LAYER_DAMPING,
     Curvature,
     Solution,
     largest_residual,
@@ -39,10 +39,10 @@ class Diagonal(Curvature):
 
     Args:
         damping: added to every entry; "auto" is 0 where the Hessian equals the Gauss-Newton matrix
-            (linear models), else a tenth of the mean entry. With a damping of zero entries that are
+            (linear models), else 0.3 times the mean entry. With a damping of zero entries that are
             zero are left out, and counted.
-        fisher: "expected", "sampled" or "empirical"; "auto" is expected where N times the outputs
-            of an example is at most 20,000.
+        fisher: "expected", "sampled" or "empirical"; "auto" is expected where a backward pass for
+            every output takes a few seconds.
         seed: of the signs where it is sampled.
 
     Raises:
@@ -83,7 +83,7 @@ class Diagonal(Curvature):
         _refuse_non_finite(diagonal)
         damping = self.damping
         if damping == "auto":
-            damping = 0.0 if is_linear else AUTO_DAMPING * float(diagonal.mean())
+            damping = 0.0 if is_linear else LAYER_DAMPING * float(diagonal.mean())
         smallest = float(diagonal.min())
         if smallest + damping < 0:
             raise NegativeCurvature(

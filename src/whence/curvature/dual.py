@@ -47,7 +47,7 @@ class Dual(Curvature):
 
     Args:
         damping: added to every eigenvalue; "auto" is 0 where the Hessian equals the Gauss-Newton
-            matrix (linear models), else a tenth of the mean eigenvalue.
+            matrix (linear models), else three times the mean eigenvalue.
         max_bytes: memory that it may take.
 
     Cost: M^2 P + M^3 / 3 multiplications, 8 M P + 16 M^2 bytes.

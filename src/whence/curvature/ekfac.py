@@ -20,11 +20,12 @@ class EKFAC(Curvature):
     parameters outside layers have exact blocks up to 512 numbers, and the diagonal above.
 
     Args:
-        damping: added to every eigenvalue; "auto" is a tenth of the mean eigenvalue.
+        damping: added to every eigenvalue; "auto" is 0.3 times the mean eigenvalue of each layer.
         fisher: "expected" over all classes, "sampled" by random signs, "empirical" from the labels;
-            "auto" is expected where N times the outputs of an example is at most 20,000.
-        accuracy: relative standard error of the second moments at which no more training examples
-            are looked at; 0 looks at all of them.
+            "auto" is expected where a backward pass for every output takes a few seconds.
+        accuracy: how much larger, as a share, the self-influence of an example that was not looked
+            at may be expected to be, before more are looked at; 0 looks at all of them, as is done
+            where that takes a few seconds.
         tolerance: relative root mean square of the scores that may be left out for speed.
         seed: of signs, and of the order in which examples are looked at.
         memory: bytes for fit and scores beside model and data; "auto" is half of what is free.

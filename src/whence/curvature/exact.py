@@ -32,7 +32,7 @@ class Exact(Curvature):
     Directions in which loss and regulariser are both flat, such as a shift of all logits, change
     no output: they are left out (pseudo-inverse) and counted. "auto" takes the Hessian without
     damping where every other eigenvalue is positive, and otherwise the Gauss-Newton matrix, which
-    is never negative, with a tenth of its mean eigenvalue as damping.
+    is never negative, with three times its mean eigenvalue as damping.
 
     Args:
         matrix: "hessian", "ggn" or "auto".

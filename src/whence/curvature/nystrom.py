@@ -30,7 +30,7 @@ class Nystrom(Curvature):
     Args:
         rank: r, at most P.
         damping: added to every eigenvalue; "auto" is 0 where the Hessian equals the Gauss-Newton
-            matrix (linear models), else a tenth of the mean eigenvalue.
+            matrix (linear models), else three times the mean eigenvalue.
         seed: of the random vectors.
 
     Cost: products with r and with 30 vectors over all data, 10 r^2 P multiplications, 5 r P numbers

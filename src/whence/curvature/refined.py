@@ -10,6 +10,7 @@ from whence.calculus.fisher import FisherName
 from whence.calculus.products import CurvatureMatrix
 from whence.core.problem import Problem
 from whence.curvature.base import (
+    AUTO_DAMPING,
     IHVP,
     Curvature,
     KroneckerIHVP,
@@ -32,7 +33,7 @@ class Refined(Curvature):
     Args:
         tolerance: relative residual |(G + damping I) x - v| / |v| that every query must reach.
         max_steps: passes over the data at the most.
-        damping: added to every eigenvalue; "auto" is a tenth of the mean eigenvalue, as EK-FAC
+        damping: added to every eigenvalue; "auto" is three times the mean eigenvalue, as EK-FAC
             finds it.
         fisher: of the preconditioner; see `EKFAC`.
         accuracy: of the preconditioner; see `EKFAC`.
@@ -67,6 +68,8 @@ class Refined(Curvature):
             )
         options = LayerOptions(self.damping, self.fisher, self.accuracy, seed=self.seed)
         inner = fit_layers(problem, options, name="ekfac", data_scale=data_scale, keeps=False)
+        if self.damping == "auto":
+            inner = inner.damped(AUTO_DAMPING * inner.kronecker.mean())
         facts = {
             **inner.report,
             "curvature": "refined",

@@ -234,15 +234,26 @@ class FittedInfluence(Fitted):
         Raises:
             Unsupported: it cannot, or a correction was made with the old damping.
         """
+        return self._with(self.ihvp.damped(damping), self.preview and self.preview.damped(damping))
+
+    def damped_by(self, times: float) -> "FittedInfluence":
+        """The same fit with so many times its damping.
+
+        Raises:
+            Unsupported: as `damped`.
+        """
+        return self._with(
+            self.ihvp.damped_by(times), self.preview and self.preview.damped_by(times)
+        )
+
+    def _with(self, ihvp: IHVP, preview: KroneckerIHVP | None) -> "FittedInfluence":
         if self.correction is not None:
             raise Unsupported(
                 found="Another damping was asked of Influence(correct_nonconvergence=True).",
                 why="The correction was solved for with the damping of the fit.",
                 remedy="Fit again with the other damping.",
             )
-        report = {**self.report, "damping": damping}
-        preview = self.preview and self.preview.damped(damping)
-        return replace(self, report=report, ihvp=self.ihvp.damped(damping), preview=preview)
+        return replace(self, report={**self.report, **ihvp.report}, ihvp=ihvp, preview=preview)
 
     def scores(self, queries: object, measurement: MeasurementLike = None) -> Scores:
         """Effects of every training example on every query; see `Fitted.scores`."""
@@ -583,7 +594,7 @@ def _leverage_report(leverages: list[Tensor]) -> dict[str, Any]:
 
 
 def _preview(problem: Problem, ihvp: IHVP) -> KroneckerIHVP:
-    """The curvature layer by layer: part of the fit, or EK-FAC with the same damping."""
+    """The curvature layer by layer: part of the fit, or EK-FAC with one damping for all layers."""
     if ihvp.layers is not None:
         return ihvp.layers
     options = LayerOptions(damping=float(ihvp.report.get("damping", 0.0)))

@@ -1,6 +1,7 @@
 """How much effects depend on the damping: one fit, several dampings.
 
-Damping is one number with one meaning, added to every eigenvalue of the matrix that is inverted.
+Damping is added to every eigenvalue of the matrix that is inverted; where the layers of a network
+have their own, the number is their mean over all parameters.
 Where effects hardly move between a tenth and ten times of it, nothing depends on the choice; where
 their order changes, the model does not determine them: retraining (`whence.verify`) has to tell.
 """
@@ -115,7 +116,7 @@ def scan_damping(
         problem: what was trained.
         queries: as in `explain`.
         dampings: what is added to the eigenvalues; by default a hundredth to a hundred times the
-            damping of the method.
+            damping of the method, of each layer where layers have their own.
         measurement: as in `explain`.
         method: a curvature that keeps its eigenvalues (`ekfac`, `kfac`, `exact`) or solves anew
             (`refined`), by name, recipe, or as `fit` returned it.
@@ -141,7 +142,9 @@ def scan_damping(
             why="There is nothing to take multiples of.",
             remedy="Give the dampings, as in scan_damping(problem, queries, [1e-4, 1e-3, 1e-2]).",
         )
-    wanted = tuple(own * times for times in TIMES) if dampings is None else tuple(dampings)
+    again, wanted = fitted.damped_by, TIMES
+    if dampings is not None:
+        again, wanted = fitted.damped, tuple(dampings)
     if not wanted or not all(0 <= damping < float("inf") for damping in wanted):
         raise BadArgument(
             found=f"dampings={list(wanted)}.",
@@ -150,7 +153,12 @@ def scan_damping(
         )
     asked = problem.queries(queries)
     reference = fitted.scores(asked, measurement)
-    values = [fitted.damped(damping).scores(asked, measurement).values for damping in wanted]
+    fits = [again(number) for number in wanted]
     return DampingScan(
-        wanted, np.stack(values), own, reference.values, reference.measurement, reference.report
+        tuple(float(one.report["damping"]) for one in fits),
+        np.stack([one.scores(asked, measurement).values for one in fits]),
+        own,
+        reference.values,
+        reference.measurement,
+        reference.report,
     )
