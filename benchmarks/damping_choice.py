@@ -12,8 +12,8 @@ Perceptrons are trained by SGD with weight decay and, where the name says so, by
 by AdamW. As in `ekfac_lds.py` models are trained on random halves, and scores are to rank the
 halves. EK-FAC is fitted once for each explained model; its damping is then a share of the mean
 eigenvalue, of all parameters ("global") or of each layer ("layer"). "whole" is the Gauss-Newton
-matrix of all layers together, for a part of the queries, and not for the transformers, for which it
-takes hours. The slope is that of what happened over what was said: one where effects have their
+matrix of all layers together, for a part of the queries of the perceptrons: for the others it takes
+hours. The slope is that of what happened over what was said: one where effects have their
 size.
 
     python benchmarks/damping_choice.py
@@ -121,11 +121,11 @@ def by_damping(work: Work, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         ihvp = replace(inner, dampings=tuple(share * one for one in level))
         scores = replace(fitted, ihvp=ihvp).scores(work.queries, work.measurement)
         yield f"{name} {share:g}", scores.values
-    if work.measurement == "log_prob" or work.name == "sst2":
+    if work.name in SINGLES:
         return
     recipe = whence.Influence(whence.Refined(tolerance=1e-2), removal="first_order")
     fitted = whence.fit(problem, recipe)
-    few = tuple(part[: 12 if work.name == "cifar" else WHOLE_QUERIES] for part in work.queries)
+    few = tuple(part[:WHOLE_QUERIES] for part in work.queries)
     for share in WHOLE_SHARES:
         scores = fitted.damped(share * overall).scores(few, work.measurement)
         yield f"whole {share:g}", scores.values
@@ -304,7 +304,9 @@ WORKS: dict[str, Callable[[], Work]] = {
     "sst2": sst2,
     "stories": stories,
 }
-PLANS = {name: SINGLE if name in ("cifar", "sst2", "stories") else STACKED for name in WORKS}
+SINGLES = ("cifar", "sst2", "stories")
+"""Works whose models are trained one by one."""
+PLANS = {name: SINGLE if name in SINGLES else STACKED for name in WORKS}
 
 
 def convolutional() -> nn.Sequential:

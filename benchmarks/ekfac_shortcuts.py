@@ -2,7 +2,8 @@
 
 factored    scores of 200 queries and 10,000 images from factors of gradients, 784-512-256-10,
             against gradients that are written out (tolerance 0)
-subsample   scores from moments of half of 4,000 images against those of all, 55,338 parameters
+subsample   scores from a fit that looks at no more examples than it needs against one that looks at
+            all: 55,338 parameters, 4,000 images; the perceptron; a small transformer
 places      bases from an eighth of the places of every sequence against all of them, 112,512
             parameters, 64 places
 compressed  refined solves for fewer combinations than 200 queries, 784-32-10, 1,000 images
@@ -25,6 +26,7 @@ from works import WORKS, Work, trained
 import whence
 from whence.calculus import kronecker
 from whence.calculus.gradients import measurement_slopes, pull_back
+from whence.curvature import base
 from whence.numerics.compression import compress
 
 HERE = Path(__file__).parent
@@ -65,15 +67,25 @@ def factored(work: Work) -> dict[str, Any]:
 
 
 def subsample(work: Work) -> dict[str, Any]:
-    """Moments of half of the data, as they would be without a least number of examples."""
-    full = fit(work, whence.EKFAC(accuracy=0.0)).scores(work.queries, work.measurement).values
-    least, kronecker.FIRST_ROUND = kronecker.FIRST_ROUND, len(work.train[1]) // 2
+    """Bases and eigenvalues from as many examples as the default asks for, and from all of them."""
+    fit(work, whence.EKFAC())  # imports, allocations
+    dear, every = timed(lambda: fit(work, whence.EKFAC(accuracy=0.0)))
+    before = base.FEW_OPERATIONS, kronecker.FIRST_ROUND, kronecker.FEWEST
+    least = min(kronecker.FIRST_ROUND, len(work.train[1]) // 4)
+    base.FEW_OPERATIONS, kronecker.FIRST_ROUND, kronecker.FEWEST = 0, least, least
     try:
-        some = fit(work, whence.EKFAC(accuracy=1e9)).scores(work.queries, work.measurement)
+        cost, few = timed(lambda: fit(work, whence.EKFAC()))
     finally:
-        kronecker.FIRST_ROUND = least
-    facts = {name: some.report[name] for name in ("examples_used", "moment_error")}
-    return facts | compared(some.values, full)
+        base.FEW_OPERATIONS, kronecker.FIRST_ROUND, kronecker.FEWEST = before
+    some, full = (f.scores(work.queries, work.measurement) for f in (few, every))
+    names = ("examples_used", "basis_examples", "moment_error")
+    return {
+        "examples": len(work.train[1]),
+        **{name: some.report[name] for name in names},
+        "core seconds of the fit, some": cost["core seconds"],
+        "core seconds of the fit, all": dear["core seconds"],
+        **compared(some.values, full.values),
+    }
 
 
 def places(work: Work) -> dict[str, Any]:
@@ -150,6 +162,8 @@ def compared(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 MEASUREMENTS = {
     "factored": (factored, "mlp"),
     "subsample": (subsample, "cnn"),
+    "subsample, mlp": (subsample, "mlp"),
+    "subsample, gpt-small": (subsample, "gpt-small"),
     "places": (places, "gpt-small"),
     "compressed": (compressed, "mlp-small"),
     "compressed, digits": (compressed, "digits-sgd"),
