@@ -62,7 +62,7 @@ example uses the layer, and from no fewer than eight; more where a side would ge
 example has its own places. Narrower layers gain nothing: taking some of the places costs as much as
 the products that it saves."""
 
-FACTOR_BYTES = 128 * 2**20
+FACTOR_BYTES = 96 * 2**20
 """Memory of the factors and activations of one batch."""
 
 
