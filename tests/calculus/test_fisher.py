@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -264,6 +265,48 @@ def test_many_outputs_of_an_unknown_loss_are_refused_with_their_number():
         Fisher("sampled").check(problem)
     Fisher("empirical").check(problem)
     Fisher("sampled").check(given(random(4, 100), random(4, 100, seed=2), coupled))
+
+
+def mean_over_tokens(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(B, T, C) logits; the first three positions count, and the next token is the label."""
+    shown = outputs[:, :3].transpose(1, 2)
+    return nn.functional.cross_entropy(shown, targets[:, 1:4], reduction="none").mean(1)
+
+
+def weighted_tokens(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(B, C, T) logits; later positions count more."""
+    found = nn.functional.cross_entropy(outputs, targets, reduction="none")
+    return found @ torch.arange(1, 6).to(found)
+
+
+SUMS = {
+    "classes last": lambda: given(3 * random(2, 5, 30), labels(2, 5, classes=30), mean_over_tokens),
+    "classes first": lambda: given(3 * random(2, 30, 5), labels(2, 5, classes=30), weighted_tokens),
+    "many classes": lambda: given(
+        random(2, 150),
+        labels(2, classes=150),
+        partial(nn.functional.cross_entropy, reduction="none"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_own_sums_of_cross_entropies_are_recognised(name):
+    problem = SUMS[name]()
+    assert problem.loss.task != "classes"
+    assert_means(draws(problem, Fisher("sampled", draws=400)), bends(problem))
+    seeds = range(100)
+    found = [second_moments(problem, Fisher("expected", seed)) for seed in seeds]
+    assert_means(torch.stack(found), bends(problem))
+
+
+def test_a_loss_that_is_nearly_a_cross_entropy_is_not_taken_for_one():
+    def smoothed(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=0.1)
+
+    problem = given(random(6, 150), labels(6, classes=150), smoothed)
+    with pytest.raises(Unsupported, match="150 outputs"):
+        Fisher("sampled").check(problem)
 
 
 @pytest.mark.parametrize("loss", ["mse", "smooth_epsilon_insensitive:0.1:0.2"])

@@ -216,6 +216,15 @@ def test_allowed_labels_pass(name, targets):
     make_loss(name).check_targets(torch.tensor(targets), outputs, names=range(3))
 
 
+def test_classes_that_come_last_are_refused_with_the_way_to_put_them_first():
+    targets = torch.zeros(2, 7, dtype=torch.long)
+    with pytest.raises(BadData, match="classes come last") as refused:
+        make_loss("cross_entropy").check_targets(targets, torch.zeros(2, 7, 5), names="ab")
+    assert "movedim(-1, 1)" in refused.value.remedy
+    make_loss("cross_entropy").check_targets(targets, torch.zeros(2, 5, 7), names="ab")
+    make_loss("cross_entropy").check_targets(targets, torch.zeros(2, 7, 7), names="ab")
+
+
 def test_classes_as_floats_are_refused_with_the_remedy():
     with pytest.raises(BadData, match="astype"):
         make_loss("cross_entropy").check_targets(

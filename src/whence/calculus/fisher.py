@@ -16,8 +16,10 @@ is G. Three choices:
     empirical   the gradient of the loss itself: G only where the model fits the labels' noise
 
 For cross-entropy M = diag(sqrt p) - p sqrt(p)^T, at every position by itself, so that sequences
-need no more than a few backward passes. Losses that treat predicted numbers one by one, such as the
-squared error, have a diagonal S_i. Others take the root of S_i, and need few outputs.
+need no more than a few backward passes. A loss of the user's own that adds up cross-entropies over
+positions, such as their mean over the tokens that count, is recognised by its derivatives and gets
+the same. Losses that treat predicted numbers one by one, such as the squared error, have a diagonal
+S_i. Others take the root of S_i, and need few outputs.
 """
 
 from collections.abc import Callable, Iterator
@@ -124,26 +126,30 @@ class Fisher:
                 why="The curvature of its loss is not a number.",
                 remedy="Look for overflow or square roots at zero in the model.",
             )
-        times = _root(problem, batch, values)
+        times, axis = _root(problem, batch, values)
         key = keys(problem.data.ids[batch.positions.numpy()])
-        for vectors in self._vectors(values, key, problem.loss.task == "classes"):
+        for vectors in self._vectors(values, key, axis):
             yield times(vectors.reshape(values.shape)).reshape(len(values), -1) * root
 
-    def _vectors(self, values: Tensor, key: Words, has_positions: bool) -> Iterator[Tensor]:
+    def _vectors(self, values: Tensor, key: Words, axis: int | None) -> Iterator[Tensor]:
         """What M is multiplied with: random signs, or the unit vectors one after the other."""
         if self.kind == "sampled":
             for draw in range(self.draws):
                 drawn = signs(self.seed + _APART * draw, key, values[0].numel())
                 yield drawn.to(values) / self.draws**0.5
             return
-        size = values[0].numel()
-        columns = values.shape[1] if has_positions and size > MOST_OUTPUTS else size
-        spread = values.reshape(len(values), columns, -1)
+        if axis is None or values[0].numel() <= MOST_OUTPUTS:
+            for column in range(values[0].numel()):
+                unit = values.new_zeros(len(values), values[0].numel())
+                unit[:, column] = 1
+                yield unit
+            return
         # Labels at different positions are independent: signs keep them from adding up.
-        sign = signs(self.seed, key, spread.shape[2]).to(values)
-        for column in range(spread.shape[1]):
-            unit = torch.zeros_like(spread)
-            unit[:, column] = sign
+        sign = signs(self.seed, key, values[0].numel() // values.shape[axis]).to(values)
+        for column in range(values.shape[axis]):
+            unit = torch.zeros_like(values)
+            chosen = unit.select(axis, column)
+            chosen.copy_(sign.reshape(chosen.shape))
             yield unit
 
 
@@ -151,31 +157,72 @@ _APART = 1009
 """Seeds of the draws of one example are so far apart."""
 
 
-def _root(problem: Problem, batch: Batch, values: Tensor) -> Callable[[Tensor], Tensor]:
-    """The map e -> M e for (B, ...) vectors in the shape of the outputs."""
+_Root = Callable[[Tensor], Tensor]
+
+
+def _root(problem: Problem, batch: Batch, values: Tensor) -> tuple[_Root, int | None]:
+    """The map e -> M e for (B, ...) vectors in the shape of the outputs.
+
+    Beside it stands the axis of the classes, where every position has its own.
+    """
     if problem.loss.task == "classes":
-        chance = values.softmax(1)
-        counted = cast("Tensor", batch.targets) != IGNORED
-        half = chance.sqrt() * counted.reshape(len(batch), 1, *values.shape[2:])
-        return lambda e: half * e - chance * (half * e).sum(1, keepdim=True)
+        counted = (cast("Tensor", batch.targets) != IGNORED).to(values)
+        return _softmax_root(values, counted.reshape(len(batch), 1, *values.shape[2:]), 1), 1
     count = values[0].numel()
     if count > 1 and (bend := _diagonal(problem, batch, values)) is not None:
         _refuse_negative(problem, float(bend.min()), float(bend.abs().max()))
-        return lambda e: bend.clamp_min(0).sqrt() * e.reshape(len(e), -1)
+        return lambda e: bend.clamp_min(0).sqrt() * e.reshape(len(e), -1), None
+    if count > MOST_OUTPUTS and (found := _added_up(problem, batch, values)) is not None:
+        return _softmax_root(values, *found), found[1]
     if count > MOST_OUTPUTS:
         raise Unsupported(
             found=f"The loss {problem.loss.name!r} on {count:,} outputs per example: whence does "
             "not know how to sample its labels.",
             why="The Fisher information needs a root of the loss's Hessian with respect to the "
             f"outputs; above {MOST_OUTPUTS} outputs that takes a closed form.",
-            remedy='Use loss="cross_entropy" with outputs (B, C, positions) and targets '
-            '(B, positions), or fisher="empirical".',
+            remedy="Use a loss that adds up cross-entropies over positions, such as "
+            'loss="cross_entropy" with outputs (B, C, positions) and targets (B, positions), or '
+            'fisher="empirical".',
         )
     bends = output_hessians(problem, batch, values=values)
     found, basis = torch.linalg.eigh(bends)
     _refuse_negative(problem, float(found.min()), float(found.abs().max()))
     half = basis * found.clamp_min(0).sqrt()[:, None]
-    return lambda e: torch.einsum("bcd,bd->bc", half, e.reshape(len(e), -1))
+    return lambda e: torch.einsum("bcd,bd->bc", half, e.reshape(len(e), -1)), None
+
+
+def _softmax_root(values: Tensor, counts: Tensor, axis: int) -> _Root:
+    """E -> M e of sums of cross-entropies over positions.
+
+    Args:
+        values: (B, ...) logits, with the classes along one axis.
+        counts: what each position counts in the sum, of size 1 along that axis.
+        axis: of the classes.
+    """
+    chance = values.softmax(axis)
+    half = chance.sqrt() * counts.sqrt()
+    return lambda e: half * e - chance * (half * e).sum(axis, keepdim=True)
+
+
+def _added_up(problem: Problem, batch: Batch, values: Tensor) -> tuple[Tensor, int] | None:
+    """What each position counts, and the axis of the classes, of a sum of cross-entropies.
+
+    The derivative by the logits is then w (p - the unit vector of the label) at every position.
+    Over p it is w for all classes but the label, where it is negative: so w is the larger one of
+    the two likeliest classes. None for any other loss.
+    """
+    slopes = residuals(problem, batch, values=values).reshape(values.shape)
+    for axis in dict.fromkeys((1, values.ndim - 1)):
+        chance = values.softmax(axis)
+        likely = chance.topk(min(2, values.shape[axis]), axis)
+        counts = (slopes.gather(axis, likely.indices) / likely.values).amax(axis, keepdim=True)
+        label = (slopes - counts * chance).argmin(axis, keepdim=True)
+        expected = counts * chance.scatter_add(axis, label, -torch.ones_like(counts))
+        error = float((slopes - expected).norm())
+        is_one = error <= 1e3 * torch.finfo(values.dtype).eps * float(slopes.norm())
+        if is_one and bool((counts >= 0).all() and counts.any()):
+            return counts, axis
+    return None
 
 
 def _diagonal(problem: Problem, batch: Batch, values: Tensor) -> Tensor | None:

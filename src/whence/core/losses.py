@@ -60,6 +60,7 @@ class Loss:
         """
         if self.task == "classes":
             _check_integers(targets)
+            _refuse_classes_last(targets, outputs)
             classes = outputs.shape[1] if outputs.ndim > 1 else 0
             outside = ((targets < 0) | (targets >= classes)) & (targets != IGNORED)
             allowed = f"0 to {classes - 1}, one for each output of the model"
@@ -354,6 +355,20 @@ def _check_integers(targets: Tensor) -> None:
             why="Cross-entropy takes the index of the class, an integer.",
             remedy="Pass y.astype(int) (or y.long()); for numbers to be predicted use "
             'loss="mse", for one logit loss="binary_cross_entropy".',
+        )
+
+
+def _refuse_classes_last(targets: Tensor, outputs: Tensor) -> None:
+    """Logits (B, positions, C), as language models give them, where (B, C, positions) is meant."""
+    shape = tuple(outputs.shape[1:])
+    is_last = len(shape) > 1 and shape[:-1] == targets.shape[1:] != shape[1:]
+    if is_last:
+        raise BadData(
+            found=f"Outputs of an example are {shape}, its targets {tuple(targets.shape[1:])}: the "
+            "classes come last.",
+            why="Cross-entropy takes the classes first, as torch does: (B, C, positions).",
+            remedy="Give forward=lambda model, x: model(x).movedim(-1, 1), with .logits where the "
+            "model returns an object; or a loss of your own, one value per example.",
         )
 
 
