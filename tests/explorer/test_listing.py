@@ -6,7 +6,7 @@ import pytest
 
 from whence.errors import BadArgument, UnknownName
 from whence.explorer.catalog import Row
-from whence.explorer.listing import Wanted, choices
+from whence.explorer.listing import SORTS, Page, Wanted, choices
 
 
 def row(position: int, **changes) -> Row:
@@ -63,9 +63,9 @@ def test_pages_hold_every_query_once():
     rows = [row(i) for i in range(23)]
     seen = []
     for page in range(1, 7):
-        wanted = Wanted.read({"page": str(page), "size": "5"})
-        assert wanted.pages(len(rows)) == 5
-        seen += [one.position for one in wanted.cut(rows)]
+        wanted = Page.read({"page": str(page), "size": "5"}, SORTS)
+        assert wanted.count(len(rows)) == 5
+        seen += [one.position for one in rows[wanted.lines]]
     assert seen == list(range(23))
 
 

@@ -30,67 +30,90 @@ SORTS = {
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which queries, and in which order.
+class Page:
+    """A page of a list, and what every list can be filtered and sorted by.
 
     Args:
-        label: only those with this label; "" = any.
-        says: only those of which the model says this; "" = anything.
-        is_wrong: only those on which the model and the label differ.
-        words: only those in whose text, row, label or id these words stand.
-        sort: one of `SORTS`.
-        page: from 1.
-        size: queries a page.
+        label: only what has this label; "" = any.
+        words: only what they are found in, or the id of one.
+        sort: name of the order.
+        number: of the page, from 1.
+        size: lines a page.
     """
 
     label: str = ""
-    says: str = ""
-    is_wrong: bool = False
     words: str = ""
     sort: str = "given"
-    page: int = 1
+    number: int = 1
     size: int = PAGE
 
     @classmethod
-    def read(cls, parameters: Mapping[str, str]) -> "Wanted":
+    def read(cls, parameters: Mapping[str, str], sorts: Mapping[str, str]) -> "Page":
         """What the parameters of an address ask for.
+
+        Args:
+            parameters: of the address.
+            sorts: orders by name.
 
         Raises:
             UnknownName: no such order.
             BadArgument: a page that is no number.
         """
         sort = parameters.get("sort", "given")
-        if sort not in SORTS:
-            raise unknown_name("order", sort, SORTS)
+        if sort not in sorts:
+            raise unknown_name("order", sort, sorts)
         return cls(
             label=parameters.get("label", ""),
-            says=parameters.get("says", ""),
-            is_wrong=parameters.get("wrong", "") not in ("", "0"),
             words=parameters.get("q", "").strip(),
             sort=sort,
-            page=whole(parameters, "page", 1, least=1),
+            number=whole(parameters, "page", 1, least=1),
             size=whole(parameters, "size", PAGE, least=1, most=MOST_PAGE),
+        )
+
+    @property
+    def lines(self) -> slice:
+        """Which lines of a list stand on it."""
+        return slice((self.number - 1) * self.size, self.number * self.size)
+
+    def count(self, lines: int) -> int:
+        """How many pages so many lines take."""
+        return max(1, -(-lines // self.size))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which queries, and in which order.
+
+    Args:
+        page: filters of every list, order and page; words are looked for in text, row, label and
+            id.
+        says: only those of which the model says this; "" = anything.
+        is_wrong: only those on which the model and the label differ.
+    """
+
+    page: Page = Page()
+    says: str = ""
+    is_wrong: bool = False
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str]) -> "Wanted":
+        """What the parameters of an address ask for; raises as `Page.read` does."""
+        return cls(
+            page=Page.read(parameters, SORTS),
+            says=parameters.get("says", ""),
+            is_wrong=parameters.get("wrong", "") not in ("", "0"),
         )
 
     def choose(self, rows: Sequence[Row]) -> list[Row]:
         """All queries that fit, in order."""
         fitting = [row for row in rows if self._fits(row)]
-        return sorted(fitting, key=_KEYS[self.sort])
-
-    def cut(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Those of the page that was asked for."""
-        start = (self.page - 1) * self.size
-        return rows[start : start + self.size]
-
-    def pages(self, count: int) -> int:
-        """How many pages `count` queries take."""
-        return max(1, -(-count // self.size))
+        return sorted(fitting, key=_KEYS[self.page.sort])
 
     def _fits(self, row: Row) -> bool:
-        words = self.words.casefold()
+        words = self.page.words.casefold()
         looked_at = (str(row.id), row.label or "", row.answer or "", row.words)
         return (
-            self.label in ("", row.label)
+            self.page.label in ("", row.label)
             and self.says in ("", row.answer)
             and (row.is_wrong or not self.is_wrong)
             and (not words or any(words in text.casefold() for text in looked_at))

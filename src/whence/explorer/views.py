@@ -127,19 +127,19 @@ def queries(session: Session, parameters: Parameters) -> Json:
     chosen = wanted.choose(catalog.rows)
     return {
         "wanted": {
-            "label": wanted.label,
+            "label": wanted.page.label,
             "says": wanted.says,
             "wrong": wanted.is_wrong,
-            "q": wanted.words,
-            "sort": wanted.sort,
+            "q": wanted.page.words,
+            "sort": wanted.page.sort,
         },
         "sorts": SORTS,
         **choices(catalog.rows),
         "count": len(chosen),
         "wrong": sum(row.is_wrong for row in catalog.rows),
-        "page": wanted.page,
-        "pages": wanted.pages(len(chosen)),
-        "queries": [catalog.summary(row.position) for row in wanted.cut(chosen)],
+        "page": wanted.page.number,
+        "pages": wanted.page.count(len(chosen)),
+        "queries": [catalog.summary(row.position) for row in chosen[wanted.page.lines]],
     }
 
 
