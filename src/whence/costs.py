@@ -546,12 +546,11 @@ def _layers(problem: Problem, recipe: EKFAC | KFAC, queries: int) -> _Takes:
     table = 2 * 8 * queries * len(problem)
     held = (kept if is_in_memory else 0) + table
     scoring = _pairing_seconds(trial, queries, recipe.tolerance)
-    if not is_in_memory and room.folder is None:
-        scoring += passing
+    is_anew = not is_in_memory and room.folder is None
     return _Takes(
         bytes=int(held + max(trial.bytes(), stack + trial.batch_bytes())),
-        fit_seconds=trial.fit_seconds() + passing,
-        scores_seconds=scoring,
+        fit_seconds=trial.fit_seconds() + (0.0 if is_anew else passing),
+        scores_seconds=scoring + (passing if is_anew else 0.0),
     )
 
 

@@ -84,6 +84,19 @@ def test_gradients_that_are_kept_and_those_that_are_made_anew_give_the_same(name
     assert_equal_scores(anew.pair(queries, slopes)[0], kept.pair(queries, slopes)[0])
 
 
+@pytest.mark.parametrize("stack", [1, 2**30])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pass_that_makes_gradients_anew_finds_that_of_the_objective(name, stack, monkeypatch):
+    problem, queries, slopes = asked(name)
+    monkeypatch.setattr(rooms, "KEPT_BYTES", 0)
+    monkeypatch.setattr(pairing, "STACK_BYTES", stack)
+    anew = fit(problem)
+    assert anew.optimum(problem)[0] is None
+    found = anew.pair(queries, slopes)[1]["gradient"]
+    expected = objective_gradient(problem)
+    assert float((found - expected).norm()) <= 1e-10 * float(example_pull(problem))
+
+
 @pytest.mark.parametrize("tolerance", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["mlp", "conv", "tokens", "language model", "unrolled"])
 def test_queries_may_come_in_pieces(name, tolerance, monkeypatch):

@@ -285,6 +285,20 @@ def test_scores_do_not_depend_on_the_memory_allowed(name, times, recipe):
     assert_rows_close(scores(case.problem, case.queries, tight), expected, 1e-10)
 
 
+@BOTH
+@pytest.mark.parametrize("options", [{}, {"change": "finite"}, {"correct_nonconvergence": True}])
+def test_scores_tell_how_far_the_optimum_is_whatever_is_kept(options, recipe):
+    case = problems.mlp_untrained()
+    kept = Influence(recipe(0.02), **options).fit(case.problem)
+    tight = Influence(recipe(0.02, memory=least(case.problem)), **options).fit(case.problem)
+    assert tight.report["training_gradients"] == "made anew"
+    expected, found = (fitted.scores(case.queries).report for fitted in (kept, tight))
+    assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-9)
+    assert sum("not at an optimum" in text for text in expected["warnings"]) == 1
+    assert sum("not at an optimum" in text for text in found["warnings"]) == 1
+    assert_allclose(tight.gradient, kept.gradient, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("precision", ["full", "float16"])
 @pytest.mark.parametrize("name", ["mlp", "conv", "tied"])
 def test_gradients_that_do_not_fit_go_to_disk_and_leave_nothing_there(name, precision, tmp_path):

@@ -124,11 +124,7 @@ class Kept:
             for total, kept in zip(totals, self.blocks, strict=True):
                 left, right = (side.flatten(1) for side in _plain(kept.take(rows, total)))
                 total += ((left * weights).T @ right).flatten()
-        matrices = [
-            total.reshape(1, block.groups, block.rows, -1)
-            for total, block in zip(totals, structure.blocks, strict=True)
-        ]
-        return structure.scatter(problem, matrices)[0] / len(problem) + penalty_gradient(problem)
+        return _mean_of(problem, structure, totals)
 
     def pull(self, problem: Problem) -> float:
         """Root mean square of |b_i grad loss_i| / N, over all examples."""
@@ -140,6 +136,25 @@ class Kept:
                 squares = left.square().sum((1, 2, 3)) * right.square().sum((1, 2, 3))
                 total += float((squares * weights**2).sum())
         return (total / len(problem)) ** 0.5 / len(problem)
+
+
+def _mean_of(problem: Problem, structure: Structure, totals: Sequence[Tensor]) -> Tensor:
+    """(P,) gradient of the objective from the sums (size,) of each block over all examples."""
+    matrices = [
+        total.reshape(1, block.groups, block.rows, -1)
+        for total, block in zip(totals, structure.blocks, strict=True)
+    ]
+    return structure.scatter(problem, matrices)[0] / len(problem) + penalty_gradient(problem)
+
+
+def _sum_of(block: Block, factors: Factors, weights: Tensor) -> Tensor:
+    """(size,) weighted sum of the gradients of a batch."""
+    left, right = factors
+    if isinstance(left, OneHot):
+        return weights @ whole(block, factors)
+    weighted = left * weights[:, None, None, None]
+    rows, columns = (side.movedim(1, 0).flatten(1, 2) for side in (weighted, right))
+    return (rows.mT @ columns).flatten()
 
 
 _READ_TOGETHER = 1024
@@ -345,16 +360,23 @@ class Pairing:
             slopes: (Q, C) derivatives of the measurement with respect to the outputs.
 
         Returns:
-            (Q, N) float64, and the error and the terms of the factored way.
+            (Q, N) float64, and the error and the terms of the factored way. Where training
+            gradients are made anew, also "gradient": (P,) that of the objective.
         """
         problem = self.curvature.problem
         values = np.empty((len(queries), len(problem)))
+        sums = [problem.parameters.new_zeros(block.size) for block in self._blocks]
         facts: dict[str, Any] = {}
         for rows in slices(len(queries), self._together(len(queries))):
             sides = self.sides(queries, slopes, rows)
-            for positions, total in self._meet(sides, len(rows)):
+            adds_up = self.kept is None and int(rows[0]) == 0
+            for positions, (total, parts) in self._meet(sides, len(rows), adds_up=adds_up):
                 values[rows[0] : rows[-1] + 1, positions.numpy()] = total.double().cpu().numpy()
+                for into, part in zip(sums, parts, strict=False):  # no parts of later queries
+                    into += part
             facts = _worst(facts, _facts(sides))
+        if self.kept is None:
+            facts["gradient"] = _mean_of(problem, self.curvature.structure, sums)
         return values, facts
 
     @property
@@ -367,8 +389,13 @@ class Pairing:
         size = numbers * self.curvature.problem.parameters.element_size()
         return max(1, min(queries, self.stack_bytes // size))
 
-    def _meet(self, sides: Sequence["Side"], queries: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Positions of training examples, with their part (Q, B) of the scores."""
+    def _meet(
+        self, sides: Sequence["Side"], queries: int, *, adds_up: bool
+    ) -> Iterator[tuple[Tensor, tuple[Tensor, list[Tensor]]]]:
+        """Positions of training examples, with their part (Q, B) of the scores.
+
+        Beside it the weighted sums of their gradients, where these are made and asked for.
+        """
         problem, structure = self.curvature.problem, self.curvature.structure
 
         def scores(factors: Sequence[Factors], count: int) -> Tensor:
@@ -377,13 +404,16 @@ class Pairing:
                 side.add_to(total, block, part)
             return total
 
-        def anew(batch: Batch) -> Tensor:
+        def anew(batch: Batch) -> tuple[Tensor, list[Tensor]]:
             watched = structure.watch(problem, batch.inputs, len(batch))
-            return scores(loss_factors(watched, batch), len(batch))
+            factors = loss_factors(watched, batch)
+            pairs = zip(self._blocks, factors, strict=True) if adds_up else ()
+            sums = [_sum_of(*pair, batch.weights) for pair in pairs]
+            return scores(factors, len(batch)), sums
 
-        def kept(rows: Tensor) -> Tensor:
+        def kept(rows: Tensor) -> tuple[Tensor, list[Tensor]]:
             blocks, like = self.kept.blocks if self.kept else (), problem.parameters
-            return scores([block.take(rows, like) for block in blocks], len(rows))
+            return scores([block.take(rows, like) for block in blocks], len(rows)), []
 
         if self.kept is None:
             size = batch_size(problem, structure, self.curvature.batch_bytes)

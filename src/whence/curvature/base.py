@@ -112,14 +112,15 @@ class IHVP(ABC):
     def report(self) -> Mapping[str, Any]:
         """Matrix, damping, smallest eigenvalue and whatever else the fit has measured."""
 
-    def optimum(self, problem: Problem) -> tuple[Tensor, float]:
+    def optimum(self, problem: Problem) -> tuple[Tensor | None, float]:
         """How far the model is from its optimum, by a pass over the data or by what the fit knows.
 
         Args:
             problem: what it was fitted to.
 
         Returns:
-            (P,) gradient of the objective, and the pull of one example.
+            (P,) gradient of the objective, and the pull of one example; no gradient where `pair`
+            finds it on its way.
         """
         return objective_gradient(problem), example_pull(problem)
 
@@ -190,8 +191,8 @@ class IHVP(ABC):
             slopes: (Q, C) derivatives of the measurement with respect to the outputs.
 
         Returns:
-            (Q, N) float64 and what there is to report; None where the solved vectors meet the
-            gradients of the training data one by one.
+            (Q, N) float64 and what there is to report, with "gradient" where it was found on the
+            way; None where the solved vectors meet the gradients of the training data one by one.
         """
         del queries, slopes
         return None
@@ -280,11 +281,10 @@ class KroneckerIHVP(IHVP):
         """(K, K) E (x_k . g) (x_l . g) of solutions x over gradients g of training examples."""
         return self.kronecker.expected_products(vectors, self.dampings, self.data_scale)
 
-    def optimum(self, problem: Problem) -> tuple[Tensor, float]:
+    def optimum(self, problem: Problem) -> tuple[Tensor | None, float]:
         """Gradient of the objective and pull of one example, from what is kept if anything is."""
         if self.kept is None:
-            pull = example_pull(problem, self.kronecker.squared_lengths)
-            return objective_gradient(problem), pull
+            return None, example_pull(problem, self.kronecker.squared_lengths)
         return self.kept.gradient(problem, self.kronecker.structure), self.kept.pull(problem)
 
     def self_pair(self, batch: Batch) -> Tensor:

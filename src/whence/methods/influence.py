@@ -23,7 +23,7 @@ from whence.calculus.gradients import (
     residuals,
 )
 from whence.calculus.nonconvergence import Correction
-from whence.calculus.products import penalty_gradient
+from whence.calculus.products import objective_gradient, penalty_gradient
 from whence.calculus.removal import Removal
 from whence.core.batches import Batch
 from whence.core.changes import Change
@@ -125,17 +125,15 @@ class Influence(Method):
         with noticing() as notes:
             ihvp = curvature.fit(problem, data_scale=scale)
             gradient, pull = ihvp.optimum(problem)
-        norm = float(gradient.norm())
-        report = {
+        facts = {
             "method": "influence",
             "removal": "newton" if is_newton else "first_order",
             "change": self.change,
-            "gradient_norm": norm,
             "example_pull": pull,
-            **ihvp.report,
-            "warnings": [*ihvp.report.get("warnings", ()), *_not_at_optimum(norm, pull), *notes],
-            "fit_seconds": time.monotonic() - started,
         }
+        away = {} if gradient is None else _away_from_optimum(gradient, pull)
+        seconds = {"fit_seconds": time.monotonic() - started}
+        report = merge_reports(facts, ihvp.report, away, {"warnings": notes}, seconds)
         responds_by_newton = self.takes_newton_for_changes(curvature)
         fitted = FittedInfluence(
             problem, report, ihvp, is_newton, self.change, gradient, responds_by_newton
@@ -204,7 +202,7 @@ class FittedInfluence(Fitted):
         ihvp: the fitted curvature.
         is_newton: whether a removal is one Newton step instead of first order.
         change: how the measurement follows the parameters.
-        gradient: (P,) gradient of the objective.
+        known_gradient: (P,) gradient of the objective, where the fit has found it.
         responds_by_newton: whether `respond` takes one Newton step for a whole change.
         correction: what it changes that the model is not at its optimum, where that is asked for.
         preview: the curvature layer by layer, where queries are compressed.
@@ -214,11 +212,18 @@ class FittedInfluence(Fitted):
     ihvp: IHVP
     is_newton: bool
     change: Literal["linear", "finite"]
-    gradient: Tensor
+    known_gradient: Tensor | None
     responds_by_newton: bool = False
     correction: Correction | None = None
     preview: KroneckerIHVP | None = None
     compress: float = 0.0
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """(P,) gradient of the objective; takes a pass over the data where the fit left it out."""
+        if self.known_gradient is None:
+            return objective_gradient(self.problem)
+        return self.known_gradient
 
     def corrected(self) -> "FittedInfluence":
         """The same, with first-order effects corrected for what training has left undone."""
@@ -264,6 +269,11 @@ class FittedInfluence(Fitted):
         baseline, slopes = measurement_slopes(problem, measured, asked)
         with noticing() as notes:
             values, facts = self._effects(asked, measured, slopes)
+            gradient = facts.pop("gradient", None)
+            if self.known_gradient is None:
+                found = self.gradient if gradient is None else gradient
+                pull = float(self.report["example_pull"])
+                facts = merge_reports(_away_from_optimum(found, pull), facts)
         return make_scores(
             problem,
             asked,
@@ -572,15 +582,18 @@ def _refuse_too_large(problem: Problem, queries: int, outputs: int) -> None:
         )
 
 
-def _not_at_optimum(norm: float, pull: float) -> list[str]:
+def _away_from_optimum(gradient: Tensor, pull: float) -> dict[str, Any]:
+    """The norm of the objective's gradient, and a warning where it is large."""
+    norm = float(gradient.norm())
     if norm <= FAR_FROM_OPTIMUM * pull:
-        return []
-    return [
+        return {"gradient_norm": norm}
+    warnings = [
         f"The model is not at an optimum: the gradient of its objective is {norm:.2g}, and one "
         f"example pulls with {pull:.2g}. Effects describe a removal from the optimum nearby; train "
         "longer, or check that weight_decay and loss are those of the training (a smooth hinge for "
         "a model trained with the hinge is such a difference)."
     ]
+    return {"gradient_norm": norm, "warnings": warnings}
 
 
 def _leverage_report(leverages: list[Tensor]) -> dict[str, Any]:
