@@ -24,7 +24,6 @@ from whence.calculus.kronecker import (
     Plan,
     fit_kronecker,
 )
-from whence.calculus.layers import structure_of
 from whence.calculus.products import CurvatureMatrix, decay_diagonal
 from whence.core.problem import Problem
 from whence.curvature.ekfac import EKFAC
@@ -335,45 +334,43 @@ def test_rounds_end_at_the_accuracy_that_is_asked_for(monkeypatch):
         decay = decay_diagonal(problem)
         return fit_kronecker(problem, plan, decay, keeps=lambda structure: None).facts
 
-    used = [facts(accuracy)["examples_used"] for accuracy in (1.0, 0.01, 0.0)]
+    used = [facts(accuracy)["examples_used"] for accuracy in (9.0, 0.05, 0.0)]
     assert used == sorted(used)
     assert used[0] == 16
     assert 16 < used[1] < 640
     assert used[2] == 640
-    assert facts(0.01)["moment_error"] <= 0.01
-    assert facts(0.01)["share_used"] == used[1] / 640
+    assert facts(0.05)["moment_error"] <= 0.05
+    assert facts(0.05)["share_used"] == used[1] / 640
     assert facts(0.0)["moment_error"] == 0
 
 
-def test_the_stated_error_is_how_much_larger_unseen_examples_appear(monkeypatch):
-    """The mean self-influence of unseen examples over that of seen ones, over 40 seeds."""
+def test_scores_are_off_by_no_more_than_is_stated(monkeypatch):
+    """Over 40 seeds; the claim is on the safe side, by less than a factor of five."""
     with_rounds(monkeypatch, 64)
     model = nn.Sequential(nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 2)).double().eval()
     data = drawn(640, 12), torch.arange(640) % 2
     problem = make_problem(model, data, loss="cross_entropy", weight_decay=1e-6)
-    decay, structure = decay_diagonal(problem), structure_of(problem)
+    decay = decay_diagonal(problem)
+    slopes = gradients(problem, problem.batch(torch.arange(640)))
     claimed, found = 0.0, 0.0
     for seed in range(40):
-        fisher = Fisher("expected", seed)
-        curve = fit_kronecker(problem, Plan(fisher, 1e9, True), decay, keeps=lambda structure: None)
-        weights = [block.weights(0.1 * block.mean()) for block in curve.blocks]
-        run = kronecker.Pass(problem, structure, fisher)
-        order = draws.order(seed, draws.keys(problem.data.ids))
-        seen, unseen = (
-            [
-                float((total * weight).sum()) / len(rows)
-                for total, weight in zip(
-                    kronecker.sum_of_squares(run, rows.sort().values, curve.blocks, label=""),
-                    weights,
-                    strict=True,
-                )
-            ]
-            for rows in (order[:64], order[64:])
+        monkeypatch.setattr(kronecker, "FEWEST", 640)  # the bases are those of all examples
+        some, every = (
+            fit_kronecker(
+                problem,
+                Plan(Fisher("expected", seed), accuracy, True),
+                decay,
+                keeps=lambda structure: None,
+            )
+            for accuracy in (1e9, 0.0)
         )
-        assert curve.facts["examples_used"] == 64
-        claimed += curve.facts["moment_error"]
-        found += sum(unseen) / sum(seen) - 1
-    assert 0.5 < claimed / found < 2
+        assert some.facts["examples_used"] == 64
+        few = slopes[:40]
+        dampings = [0.1 * block.mean() for block in every.blocks]
+        off = (some.solve(few, dampings) - every.solve(few, dampings)) @ slopes.T
+        found += float(off.norm() / (every.solve(few, dampings) @ slopes.T).norm())
+        claimed += some.facts["moment_error"]
+    assert found < claimed < 5 * found
 
 
 def test_a_block_of_one_row_is_exact_whatever_its_basis_was_made_from(monkeypatch):

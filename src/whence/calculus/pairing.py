@@ -147,11 +147,11 @@ def _mean_of(problem: Problem, structure: Structure, totals: Sequence[Tensor]) -
     return structure.scatter(problem, matrices)[0] / len(problem) + penalty_gradient(problem)
 
 
-def _sum_of(block: Block, factors: Factors, weights: Tensor) -> Tensor:
-    """(size,) weighted sum of the gradients of a batch."""
+def _sum_of(block: Block, factors: Factors, weights: Tensor, written: Tensor | None) -> Tensor:
+    """(size,) weighted sum of the gradients of a batch, which may be written out already."""
     left, right = factors
-    if isinstance(left, OneHot):
-        return weights @ whole(block, factors)
+    if written is not None or isinstance(left, OneHot):
+        return weights @ (whole(block, factors) if written is None else written)
     weighted = left * weights[:, None, None, None]
     rows, columns = (side.movedim(1, 0).flatten(1, 2) for side in (weighted, right))
     return (rows.mT @ columns).flatten()
@@ -293,8 +293,8 @@ class Factored:
     onto: tuple[Tensor, Tensor]
     error: float
 
-    def add_to(self, total: Tensor, block: Block, factors: Factors) -> None:
-        """Adds the block's part of the scores (Q, B)."""
+    def add_to(self, total: Tensor, block: Block, factors: Factors) -> Tensor | None:
+        """Adds the block's part of the scores (Q, B); writes no gradients out."""
         del block
         left = dense(*factors).flatten(1) @ self.onto[0]
         right = factors[1].flatten(1) @ self.onto[1]
@@ -312,13 +312,15 @@ class Whole:
 
     rows: Tensor
 
-    def add_to(self, total: Tensor, block: Block, factors: Factors) -> None:
-        """Adds the block's part of the scores (Q, B)."""
+    def add_to(self, total: Tensor, block: Block, factors: Factors) -> Tensor | None:
+        """Adds the block's part of the scores (Q, B); the gradients (B, size) if written out."""
         left, right = factors
         if isinstance(left, OneHot) and block.rows > 4 * right.shape[2]:
             self._look_up(total, block, left, right)
-        else:
-            total.addmm_(self.rows, whole(block, factors).T)
+            return None
+        rows = whole(block, factors)
+        total.addmm_(self.rows, rows.T)
+        return rows
 
     def _look_up(self, total: Tensor, block: Block, left: OneHot, right: Tensor) -> None:
         """Only the rows of the table that the tokens of the batch take."""
@@ -398,22 +400,24 @@ class Pairing:
         """
         problem, structure = self.curvature.problem, self.curvature.structure
 
-        def scores(factors: Sequence[Factors], count: int) -> Tensor:
-            total = problem.parameters.new_zeros(queries, count)
+        def scores(
+            factors: Sequence[Factors], count: int, weights: Tensor | None = None
+        ) -> tuple[Tensor, list[Tensor]]:
+            total, sums = problem.parameters.new_zeros(queries, count), list[Tensor]()
             for side, block, part in zip(sides, self._blocks, factors, strict=True):
-                side.add_to(total, block, part)
-            return total
+                written = side.add_to(total, block, part)
+                if weights is not None:
+                    sums.append(_sum_of(block, part, weights, written))
+            return total, sums
 
         def anew(batch: Batch) -> tuple[Tensor, list[Tensor]]:
             watched = structure.watch(problem, batch.inputs, len(batch))
-            factors = loss_factors(watched, batch)
-            pairs = zip(self._blocks, factors, strict=True) if adds_up else ()
-            sums = [_sum_of(*pair, batch.weights) for pair in pairs]
-            return scores(factors, len(batch)), sums
+            weights = batch.weights if adds_up else None
+            return scores(loss_factors(watched, batch), len(batch), weights)
 
         def kept(rows: Tensor) -> tuple[Tensor, list[Tensor]]:
             blocks, like = self.kept.blocks if self.kept else (), problem.parameters
-            return scores([block.take(rows, like) for block in blocks], len(rows)), []
+            return scores([block.take(rows, like) for block in blocks], len(rows))
 
         if self.kept is None:
             size = batch_size(problem, structure, self.curvature.batch_bytes)

@@ -337,7 +337,7 @@ class LayerOptions:
         damping: added to every eigenvalue; "auto" is 0.3 times the mean eigenvalue of each layer.
         fisher: "expected" over all classes, "sampled" by random signs, "empirical" from the labels;
             "auto" is expected where a backward pass for every output takes a few seconds.
-        accuracy: how much larger, as a share, an example that was not looked at may appear, before
+        accuracy: relative root mean square by which scores may be off for want of examples, before
             more are looked at; 0 looks at all of them, as is done where that takes a few seconds.
         tolerance: relative root mean square of the scores that may be left out for speed.
         seed: of signs, and of the order in which examples are looked at.
