@@ -87,6 +87,10 @@ space. On six perceptrons on digits, MNIST and tables the default damping and to
 _TRIAL_EXAMPLES, _TRIAL_VECTORS, _TRIAL_NUMBERS = 256, 64, 2**24
 """A trial takes at most so many examples and vectors, and numbers in its vectors together."""
 
+_TRIAL_OPERATIONS = 3 * 10**8
+"""Multiplications of a trial fit of layers: the more examples it sees, the truer the number of
+terms in which their reciprocals are written."""
+
 _FEW_QUERIES, _SOME_QUERIES = 16, 128
 """Queries of two trials, which tell what each takes from what all share."""
 
@@ -510,7 +514,8 @@ def _layer_trial(
     plan = options.plan(problem, is_corrected=is_corrected)
     room = make_room(problem, structure_of(problem), options.memory, folder=options.disk)
     decay = torch.zeros_like(problem.parameters)
-    few = torch.arange(min(32, len(problem)))
+    each = sum(block.size * block.positions for block in structure_of(problem).blocks)
+    few = torch.arange(min(len(problem), max(32, min(512, _TRIAL_OPERATIONS // each))))
     everything = replace(plan, accuracy=0.0)
     made: list[Kronecker] = []
 
@@ -524,13 +529,13 @@ def _layer_trial(
     run = Pass(problem, kronecker.structure, plan.fisher)
     some = torch.arange(min(_TRIAL_EXAMPLES, batch_size(problem, kronecker.structure, room.batch)))
     look = _seconds(lambda: sum_of_squares(run, some, kronecker.blocks, label="Trial"))
-    each, count = look / len(some), len(problem)
+    seconds, count = look / len(some), len(problem)
     used = min(count, FIRST_ROUND) if plan.accuracy > 0 else count
     basis = 0
     if is_corrected:
         basis = basis_examples(kronecker.structure, count) if plan.accuracy > 0 else count
-    fixed = max(0.0, once - each * len(few) * (2 if is_corrected else 1))
-    return _LayerTrial(kronecker, room, fixed, each * (used + basis))
+    fixed = max(0.0, once - seconds * len(few) * (2 if is_corrected else 1))
+    return _LayerTrial(kronecker, room, fixed, seconds * (used + basis))
 
 
 def _layers(problem: Problem, recipe: EKFAC | KFAC, queries: int) -> _Takes:
