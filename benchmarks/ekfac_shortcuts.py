@@ -4,6 +4,7 @@ factored    scores of 200 queries and 10,000 images from factors of gradients, 7
             against gradients that are written out (tolerance 0)
 subsample   scores from a fit that looks at no more examples than it needs against one that looks at
             all: 55,338 parameters, 4,000 images; the perceptron; a small transformer
+accuracy    what the fit says that looking at a part of the data costs, and what it costs
 places      bases from an eighth of the places of every sequence against all of them, 112,512
             parameters, 64 places
 compressed  refined solves for fewer combinations than 200 queries, 784-32-10, 1,000 images
@@ -88,6 +89,34 @@ def subsample(work: Work) -> dict[str, Any]:
     }
 
 
+def accuracy(work: Work) -> dict[str, Any]:
+    """How far scores are off for want of examples, and how far they are said to be."""
+    found: dict[str, Any] = {}
+    for name in (work.name, "mlp", "cnn", "gpt-small") if work.name in WORKS else (work.name,):
+        chosen = work if name == work.name else WORKS[name]()
+        chosen = replace(chosen, queries=tuple(part[:50] for part in chosen.queries))
+        before = base.FEW_OPERATIONS, kronecker.FIRST_ROUND, kronecker.FEWEST
+        base.FEW_OPERATIONS, kronecker.FEWEST = 0, 10**9
+        try:
+            found[name] = {}
+            reference = looked_at(chosen, len(chosen.train[1])).values
+            for count in (len(chosen.train[1]) // 8, len(chosen.train[1]) // 2):
+                some = looked_at(chosen, count)
+                found[name][f"{count} examples"] = {
+                    "said": round(some.report["moment_error"], 4),
+                    **compared(some.values, reference),
+                }
+        finally:
+            base.FEW_OPERATIONS, kronecker.FIRST_ROUND, kronecker.FEWEST = before
+    return found
+
+
+def looked_at(work: Work, count: int) -> Any:
+    """Scores from the bases of all examples and the eigenvalues of so many."""
+    kronecker.FIRST_ROUND = count
+    return fit(work, whence.EKFAC(accuracy=1e9)).scores(work.queries, work.measurement)
+
+
 def places(work: Work) -> dict[str, Any]:
     """Bases from some of the places at which an example uses a layer, and from all of them."""
     fit(work, whence.EKFAC())  # imports, allocations
@@ -164,6 +193,7 @@ MEASUREMENTS = {
     "subsample": (subsample, "cnn"),
     "subsample, mlp": (subsample, "mlp"),
     "subsample, gpt-small": (subsample, "gpt-small"),
+    "accuracy": (accuracy, "digits-sgd"),
     "places": (places, "gpt-small"),
     "compressed": (compressed, "mlp-small"),
     "compressed, digits": (compressed, "digits-sgd"),

@@ -344,8 +344,8 @@ def test_rounds_end_at_the_accuracy_that_is_asked_for(monkeypatch):
     assert facts(0.0)["moment_error"] == 0
 
 
-def test_scores_are_off_by_no_more_than_is_stated(monkeypatch):
-    """Over 40 seeds; the claim is on the safe side, by less than a factor of five."""
+def test_scores_are_off_by_about_what_is_stated(monkeypatch):
+    """The mean over 40 seeds, within a factor of two and a half."""
     with_rounds(monkeypatch, 64)
     model = nn.Sequential(nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 2)).double().eval()
     data = drawn(640, 12), torch.arange(640) % 2
@@ -370,7 +370,7 @@ def test_scores_are_off_by_no_more_than_is_stated(monkeypatch):
         off = (some.solve(few, dampings) - every.solve(few, dampings)) @ slopes.T
         found += float(off.norm() / (every.solve(few, dampings) @ slopes.T).norm())
         claimed += some.facts["moment_error"]
-    assert found < claimed < 5 * found
+    assert found / 2.5 < claimed < 2.5 * found
 
 
 def test_a_block_of_one_row_is_exact_whatever_its_basis_was_made_from(monkeypatch):
