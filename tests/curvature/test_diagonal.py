@@ -186,7 +186,7 @@ def test_a_damping_that_is_none_is_refused(damping):
 
 def test_many_outputs_of_an_unknown_loss_are_refused_with_their_number():
     def coupled(outputs: Tensor, targets: Tensor) -> Tensor:
-        return outputs.logsumexp(1) - outputs[:, 0] * targets
+        return (outputs.sum(1) - targets) ** 2
 
     model = torch.nn.Linear(2, 101).double().eval()
     data = torch.ones(3, 2).double(), torch.ones(3).double()

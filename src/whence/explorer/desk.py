@@ -93,7 +93,8 @@ class Desk:
     def questions(self) -> list[Question]:
         """All questions, the newest first."""
         with self._lock:
-            return sorted(self._questions.values(), key=lambda q: q.created, reverse=True)
+            # Of the same moment, the one that was asked last comes first.
+            return sorted(reversed(self._questions.values()), key=lambda q: q.created, reverse=True)
 
     def find(self, question: str) -> Question | None:
         """The question with this id."""
