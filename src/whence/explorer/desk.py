@@ -94,7 +94,7 @@ class Desk:
         """All questions, the newest first."""
         with self._lock:
             # Of the same moment, the one that was asked last comes first.
-            return sorted(reversed(self._questions.values()), key=lambda q: q.created, reverse=True)
+            return sorted(self._questions.values(), key=lambda q: q.created)[::-1]
 
     def find(self, question: str) -> Question | None:
         """The question with this id."""
