@@ -399,7 +399,7 @@ class _Rounds:
     Args:
         seen: for the eigenvalues.
         basis: for the bases, and visited on the way.
-        error: relative standard error of the former.
+        error: what is told of the examples that were not looked at.
     """
 
     seen: int
@@ -486,7 +486,7 @@ def _gap_of_scores(
     apart, together = 0.0, 0.0
     for block, a, b in zip(blocks, first, second, strict=True):
         if block.is_row:  # in the basis of both
-            vectors = torch.linalg.eigh((a + b)[0]).eigenvectors
+            vectors = eigenbasis(a + b)[1][0]
             a, b = (((vectors.T @ half[0]) * vectors.T).sum(1) for half in (a, b))
         mean = (a + b) / 2
         level = block.decay + _TENTH * mean.mean()
