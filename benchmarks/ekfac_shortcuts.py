@@ -91,30 +91,27 @@ def subsample(work: Work) -> dict[str, Any]:
 
 def accuracy(work: Work) -> dict[str, Any]:
     """How far scores are off for want of examples, and how far they are said to be."""
-    found: dict[str, Any] = {}
-    for name in (work.name, "mlp", "cnn", "gpt-small") if work.name in WORKS else (work.name,):
-        chosen = work if name == work.name else WORKS[name]()
-        chosen = replace(chosen, queries=tuple(part[:50] for part in chosen.queries))
-        before = base.FEW_OPERATIONS, kronecker.FIRST_ROUND, kronecker.FEWEST
-        base.FEW_OPERATIONS, kronecker.FEWEST = 0, 10**9
-        try:
-            found[name] = {}
-            reference = looked_at(chosen, len(chosen.train[1])).values
-            for count in (len(chosen.train[1]) // 8, len(chosen.train[1]) // 2):
-                some = looked_at(chosen, count)
-                found[name][f"{count} examples"] = {
-                    "said": round(some.report["moment_error"], 4),
-                    **compared(some.values, reference),
-                }
-        finally:
-            base.FEW_OPERATIONS, kronecker.FIRST_ROUND, kronecker.FEWEST = before
-    return found
+    work = replace(work, queries=tuple(part[:50] for part in work.queries))
+    before = base.FEW_OPERATIONS, kronecker.FIRST_ROUND, kronecker.FEWEST
+    base.FEW_OPERATIONS, kronecker.FEWEST = 0, 10**9  # the bases are those of all examples
 
+    def looked_at(count: int) -> Any:
+        kronecker.FIRST_ROUND = count
+        return fit(work, whence.EKFAC(accuracy=1e9)).scores(work.queries, work.measurement)
 
-def looked_at(work: Work, count: int) -> Any:
-    """Scores from the bases of all examples and the eigenvalues of so many."""
-    kronecker.FIRST_ROUND = count
-    return fit(work, whence.EKFAC(accuracy=1e9)).scores(work.queries, work.measurement)
+    count = len(work.train[1])
+    try:
+        every = looked_at(count).values
+        some = {part: looked_at(part) for part in (count // 8, count // 2)}
+    finally:
+        base.FEW_OPERATIONS, kronecker.FIRST_ROUND, kronecker.FEWEST = before
+    return {
+        f"{part} examples": {
+            "said": round(scores.report["moment_error"], 4),
+            **compared(scores.values, every),
+        }
+        for part, scores in some.items()
+    }
 
 
 def places(work: Work) -> dict[str, Any]:
@@ -193,7 +190,10 @@ MEASUREMENTS = {
     "subsample": (subsample, "cnn"),
     "subsample, mlp": (subsample, "mlp"),
     "subsample, gpt-small": (subsample, "gpt-small"),
-    "accuracy": (accuracy, "digits-sgd"),
+    "accuracy, digits": (accuracy, "digits-sgd"),
+    "accuracy, mlp": (accuracy, "mlp"),
+    "accuracy, cnn": (accuracy, "cnn"),
+    "accuracy, gpt-small": (accuracy, "gpt-small"),
     "places": (places, "gpt-small"),
     "compressed": (compressed, "mlp-small"),
     "compressed, digits": (compressed, "digits-sgd"),

@@ -514,8 +514,8 @@ def _layer_trial(
     plan = options.plan(problem, is_corrected=is_corrected)
     room = make_room(problem, structure_of(problem), options.memory, folder=options.disk)
     decay = torch.zeros_like(problem.parameters)
-    each = sum(block.size * block.positions for block in structure_of(problem).blocks)
-    few = torch.arange(min(len(problem), max(32, min(512, _TRIAL_OPERATIONS // each))))
+    affordable = _TRIAL_OPERATIONS // structure_of(problem).operations
+    few = torch.arange(min(len(problem), max(32, min(512, affordable))))
     everything = replace(plan, accuracy=0.0)
     made: list[Kronecker] = []
 

@@ -167,8 +167,7 @@ def choose(problem: Problem) -> Choice:
 
 def refined_operations(problem: Problem) -> float:
     """Multiplications of `Refined` for one query: 30 Gauss-Newton products of four passes each."""
-    blocks = structure_of(problem).blocks
-    return 30 * 4 * float(len(problem)) * sum(block.size * block.positions for block in blocks)
+    return 30 * 4 * float(len(problem)) * structure_of(problem).operations
 
 
 def _no_layers(problem: Problem) -> str:

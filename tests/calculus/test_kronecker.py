@@ -316,6 +316,8 @@ def test_gradients_are_rotated_the_same_by_either_way(groups, rows, columns, pos
 
 def with_rounds(monkeypatch, first: int) -> None:
     monkeypatch.setattr(kronecker, "FIRST_ROUND", first)
+    monkeypatch.setattr(kronecker, "FEWEST", 1)
+    monkeypatch.setattr(kronecker, "ROWS", 1)
 
 
 def noisy(count: int = 640) -> Problem:

@@ -173,6 +173,18 @@ def test_automatic_damping_is_a_share_of_the_mean_eigenvalue_of_each_layer():
         assert told == pytest.approx(extremes, rel=1e-9)
 
 
+def test_what_is_left_out_is_counted_with_the_damping_that_is_used():
+    """A parameter whose input is always zero has no curvature of its own."""
+    x = drawn(30, 3)
+    x[:, 1] = 0
+    model = nn.Linear(3, 2, bias=False).double().eval()
+    problem = make_problem(model, (x, torch.arange(30) % 2), loss="cross_entropy")
+    fitted = EKFAC(0.0).fit(problem)
+    assert fitted.report["null_directions"] > 0
+    assert fitted.damped(0.2).report["null_directions"] == 0
+    assert Refined().fit(problem).report["null_directions"] == 0
+
+
 def test_damping_by_multiples_keeps_what_the_layers_have_beside_each_other():
     case = ALL["mlp"]()
     fitted = EKFAC().fit(case.problem)
@@ -240,6 +252,8 @@ def test_fewer_examples_are_looked_at_where_accuracy_allows(recipe, monkeypatch)
 @pytest.mark.parametrize("size", [1, 50])
 def test_rounds_do_not_depend_on_batches_or_order(size, recipe, monkeypatch):
     monkeypatch.setattr(kronecker, "FIRST_ROUND", 32)
+    monkeypatch.setattr(kronecker, "FEWEST", 32)
+    monkeypatch.setattr(kronecker, "ROWS", 4)
     monkeypatch.setattr(base, "FEW_OPERATIONS", 0)
     case, own = many(150), recipe(0.05, accuracy=0.5, tolerance=0.0)
     expected = scores(case.problem, case.queries, own)

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 import problems
 from networks import drawn
 from whence.adapters import make_problem
+from whence.calculus import kronecker
 from whence.calculus.gradients import output_hessians
 from whence.core.problem import Problem
+from whence.curvature import base
+from whence.curvature.ekfac import EKFAC
 from whence.curvature.exact import Exact
 from whence.curvature.kfac import KFAC
 
@@ -50,6 +53,19 @@ def test_damping_is_added_to_the_eigenvalues_of_the_product_not_to_the_factors()
     assert report["damping"] == 0.5
     assert report["largest_eigenvalue"] == pytest.approx(float(values.max()), rel=1e-9)
     assert report["mean_eigenvalue"] == pytest.approx(float(values.mean()), rel=1e-9)
+
+
+def test_the_first_round_gives_every_side_rows_enough(monkeypatch):
+    """600 examples, of which bases of five and two coordinates want forty."""
+    monkeypatch.setattr(base, "FEW_OPERATIONS", 0)
+    monkeypatch.setattr(kronecker, "FIRST_ROUND", 4)
+    monkeypatch.setattr(kronecker, "FEWEST", 1)
+    monkeypatch.setattr(kronecker, "ROWS", 8)
+    model = torch.nn.Linear(4, 2).double().eval()
+    data = drawn(600, 4), torch.arange(600) % 2
+    problem = make_problem(model, data, loss="cross_entropy", weight_decay=0.1)
+    assert KFAC(accuracy=9.0).fit(problem).report["examples_used"] == 40
+    assert EKFAC(accuracy=9.0).fit(problem).report["examples_used"] == 4
 
 
 def test_sampled_factors_have_the_expected_mean():

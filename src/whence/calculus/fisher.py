@@ -156,7 +156,6 @@ class Fisher:
 _APART = 1009
 """Seeds of the draws of one example are so far apart."""
 
-
 _Root = Callable[[Tensor], Tensor]
 
 
@@ -192,7 +191,7 @@ def _root(problem: Problem, batch: Batch, values: Tensor) -> tuple[_Root, int | 
 
 
 def _softmax_root(values: Tensor, counts: Tensor, axis: int) -> _Root:
-    """E -> M e of sums of cross-entropies over positions.
+    """The map e -> M e for sums of cross-entropies over positions.
 
     Args:
         values: (B, ...) logits, with the classes along one axis.

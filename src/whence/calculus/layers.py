@@ -116,6 +116,11 @@ class Structure:
     axes: Mapping[str, Axis]
     autocast: torch.dtype | None = None
 
+    @property
+    def operations(self) -> int:
+        """Multiplications that one example's way back through the model takes, about."""
+        return sum(block.size * block.positions for block in self.blocks)
+
     def watch(self, problem: Problem, inputs: Tree, count: int) -> "Watched":
         """Calls the model on B = `count` inputs and keeps what gradients need."""
         is_narrow = self.autocast is not None

@@ -30,7 +30,8 @@ AUTO_DAMPING, LAYER_DAMPING = 3.0, 0.3
 whole matrix, and to each layer where layers are taken one by one. The whole matrix of a network has
 few large eigenvalues, so that its mean is small; along the others a training does not move as far
 as the matrix allows. Both were chosen by models that were trained on halves of data that no other
-benchmark uses (`benchmarks/damping_choice.py`)."""
+benchmark uses (`benchmarks/damping_choice.py`), the second for EK-FAC; K-FAC and the diagonal take
+it over."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ class KroneckerIHVP(IHVP):
         return self._with(tuple(times * damping for damping in self.dampings))
 
     def _with(self, dampings: tuple[float, ...]) -> "KroneckerIHVP":
-        facts = {**self.facts, **damping_facts(self.kronecker, dampings)}
+        facts = {**self.facts, **_damping_facts(self.kronecker, dampings, self.data_scale)}
         return replace(self, dampings=dampings, facts=facts)
 
     def solve(self, vectors: Tensor) -> Solution:
@@ -322,8 +323,7 @@ def make_fisher(problem: Problem, kind: FisherName | Literal["auto"], seed: int)
 
 def _pass_operations(problem: Problem) -> float:
     """Multiplications of a backward pass over the training data."""
-    blocks = structure_of(problem).blocks
-    return float(len(problem)) * sum(block.size * block.positions for block in blocks)
+    return float(len(problem)) * structure_of(problem).operations
 
 
 Precision = Literal["full", "bfloat16", "float16"]
@@ -334,20 +334,7 @@ class LayerOptions:
     """How layers are looked at, for curvatures that are made of them.
 
     Args:
-        damping: added to every eigenvalue; "auto" is 0.3 times the mean eigenvalue of each layer.
-        fisher: "expected" over all classes, "sampled" by random signs, "empirical" from the labels;
-            "auto" is expected where a backward pass for every output takes a few seconds.
-        accuracy: relative root mean square by which scores may be off for want of examples, before
-            more are looked at; 0 looks at all of them, as is done where that takes a few seconds.
-        tolerance: relative root mean square of the scores that may be left out for speed.
-        seed: of signs, and of the order in which examples are looked at.
-        memory: bytes that fit and scores may take beside model, data and the table of scores;
-            "auto" is half of what the machine has free, and less where more is of no use.
-        disk: a folder for training gradients that do not fit in memory; without one they are made
-            anew for every set of queries.
-        precision: "full" is that of the model; "bfloat16" and "float16" let the model multiply
-            under autocast and keep training gradients in two bytes a number. Sums, eigenvectors
-            and scores stay as wide as the model.
+        damping, fisher, accuracy, tolerance, seed, memory, disk, precision: as in `EKFAC`.
     """
 
     damping: float | Literal["auto"] = "auto"
@@ -459,11 +446,10 @@ def fit_layers(
         "curvature": name,
         "matrix": "ggn",
         "matrix_reason": "each layer by itself, in Kronecker-factored eigenbases",
-        **damping_facts(kronecker, dampings),
+        **_damping_facts(kronecker, dampings, data_scale),
         "mean_eigenvalue": kronecker.mean(),
         "smallest_eigenvalue": kronecker.smallest(),
         "largest_eigenvalue": kronecker.largest(),
-        "null_directions": kronecker.null_count(dampings, data_scale),
         "precision": options.precision,
         **({"training_gradients": _where(made)} if keeps else {}),
         **kronecker.facts,
@@ -486,8 +472,8 @@ def _dampings(kronecker: Kronecker, wanted: float | Literal["auto"]) -> tuple[fl
     return tuple(LAYER_DAMPING * block.mean() for block in kronecker.blocks)
 
 
-def damping_facts(kronecker: Kronecker, dampings: Sequence[float]) -> dict[str, Any]:
-    """The mean over all parameters; the least and the most of a layer where they differ."""
+def _damping_facts(kronecker: Kronecker, dampings: Sequence[float], scale: float) -> dict[str, Any]:
+    """The mean damping over all parameters, its range over layers, and what is left out."""
     sizes = [block.values.numel() for block in kronecker.blocks]
     total = sum(size * damping for size, damping in zip(sizes, dampings, strict=True))
     extremes = [min(dampings), max(dampings)]
@@ -495,6 +481,7 @@ def damping_facts(kronecker: Kronecker, dampings: Sequence[float]) -> dict[str, 
     return {
         "damping": extremes[0] if is_even else total / sum(sizes),
         "damping_of_layers": None if is_even else extremes,
+        "null_directions": kronecker.null_count(dampings, scale),
     }
 
 

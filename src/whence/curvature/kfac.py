@@ -18,7 +18,9 @@ class KFAC(Curvature):
     added to the eigenvalues of the product, not to the factors.
 
     Args:
-        damping, fisher, accuracy, tolerance, seed, memory, disk, precision: as in `EKFAC`.
+        accuracy: relative standard error of the second moments at which no more training examples
+            are looked at; 0 looks at all of them, as is done where that takes a few seconds.
+        damping, fisher, tolerance, seed, memory, disk, precision: as in `EKFAC`.
 
     Raises:
         BadArgument: on fitting, an option outside its range.

@@ -125,6 +125,8 @@ class Influence(Method):
         with noticing() as notes:
             ihvp = curvature.fit(problem, data_scale=scale)
             gradient, pull = ihvp.optimum(problem)
+            if gradient is None and (self.correct_nonconvergence or self.change == "finite"):
+                gradient = objective_gradient(problem)  # for want of the short cut that finds it
         facts = {
             "method": "influence",
             "removal": "newton" if is_newton else "first_order",
@@ -270,10 +272,9 @@ class FittedInfluence(Fitted):
         with noticing() as notes:
             values, facts = self._effects(asked, measured, slopes)
             gradient = facts.pop("gradient", None)
-            if self.known_gradient is None:
-                found = self.gradient if gradient is None else gradient
-                pull = float(self.report["example_pull"])
-                facts = merge_reports(_away_from_optimum(found, pull), facts)
+            if self.known_gradient is None and gradient is not None:
+                away = _away_from_optimum(gradient, float(self.report["example_pull"]))
+                facts = merge_reports(away, facts)
         return make_scores(
             problem,
             asked,
