@@ -274,3 +274,15 @@ def test_a_description_that_is_wrong_costs_its_parameters_alone(monkeypatch):
         structure = structure_of(problem)
         assert set(structure.rest.names) == {"middle.weight"}
         assert_right(problem, structure, 5)
+
+
+def test_parameters_that_are_no_numbers_tell_nothing_of_a_model_that_others_share():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
+    problem = make_problem(model, (drawn(6, 3), torch.arange(6) % 2), loss="cross_entropy")
+    broken = replace(problem, parameters=problem.parameters * torch.nan)
+    structure_of(broken)
+    assert not structure_of(problem).rest.names
+    assert [block.names for block in structure_of(problem).blocks] == [
+        ("0.weight", "0.bias"),
+        ("2.weight", "2.bias"),
+    ]

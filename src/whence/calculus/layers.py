@@ -349,12 +349,17 @@ _KNOWN: WeakKeyDictionary[nn.Module, tuple[Forward, Layout, Structure]] = WeakKe
 
 
 def structure_of(problem: Problem) -> Structure:
-    """The blocks of a problem's model: watched once, on a few examples."""
+    """The blocks of a problem's model: watched once, on a few examples.
+
+    Parameters that are no numbers tell nothing of a model, which others may share: what is found
+    with them is not remembered.
+    """
     forward, layout, known = _KNOWN.get(problem.model, (None, None, None))
     if known is not None and forward is problem.forward and layout is problem.layout:
         return known
     found = _find(problem)
-    _KNOWN[problem.model] = problem.forward, problem.layout, found
+    if bool(problem.parameters.isfinite().all()):
+        _KNOWN[problem.model] = problem.forward, problem.layout, found
     return found
 
 
