@@ -311,6 +311,9 @@ def test_scores_tell_how_far_the_optimum_is_whatever_is_kept(options, recipe):
     assert sum("not at an optimum" in text for text in expected["warnings"]) == 1
     assert sum("not at an optimum" in text for text in found["warnings"]) == 1
     assert_allclose(tight.gradient, kept.gradient, rtol=1e-9, atol=1e-12)
+    again = Influence(recipe(0.02, memory=least(case.problem))).fit(case.problem)
+    halved = again.weighing(case.problem.weights / 2)
+    assert_allclose(halved.gradient, kept.gradient, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("precision", ["full", "float16"])

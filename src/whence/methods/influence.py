@@ -222,10 +222,11 @@ class FittedInfluence(Fitted):
 
     @cached_property
     def gradient(self) -> Tensor:
-        """(P,) gradient of the objective; takes a pass over the data where the fit left it out."""
-        if self.known_gradient is None:
-            return objective_gradient(self.problem)
-        return self.known_gradient
+        """(P,) gradient of the objective that was fitted; a pass where the fit left it out."""
+        if self.known_gradient is not None:
+            return self.known_gradient
+        layers = self.ihvp.layers  # their weights are those of the fit, whatever is asked about now
+        return objective_gradient(self.problem if layers is None else layers.kronecker.problem)
 
     def corrected(self) -> "FittedInfluence":
         """The same, with first-order effects corrected for what training has left undone."""

@@ -1,13 +1,14 @@
 """What every use returns, and how it finds the examples that were named."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from whence.core.problem import Problem
+from whence.core.scores import Measurement
 from whence.errors import Unsupported
 from whence.explanation import MethodLike, choose, fit
 from whence.methods import Fitted, Influence, make_method
@@ -35,6 +36,11 @@ class Result(ABC):
         """The same for a notebook."""
         section = self.section()
         return html_table(f"{type(self).__name__}: {section.title}", [("found", section.sentence)])
+
+
+def unit_of_effects(measurement: Measurement, report: Mapping[str, Any]) -> str:
+    """The unit of a measurement, or "arbitrary" where a method gives no scale."""
+    return measurement.unit if report.get("is_calibrated", True) else "arbitrary"
 
 
 def fit_to_respond(problem: Problem, method: MethodLike) -> Fitted:

@@ -32,7 +32,7 @@ from whence.methods.base import MeasurementLike, merge_reports
 from whence.methods.influence import FittedInfluence
 from whence.sections import Bars, Block, Gallery, Section, Table
 from whence.store.jsonable import as_json, json_text
-from whence.uses.base import Result, position_of
+from whence.uses.base import Result, position_of, unit_of_effects
 
 _SHOWN = 4
 """Queries that get a picture or a chart of their own."""
@@ -77,8 +77,7 @@ class Perturbation(Result):
     @property
     def unit(self) -> str:
         """The unit of effects: that of the measurement, or "arbitrary" without a scale."""
-        is_calibrated = bool(self.report.get("is_calibrated", True))
-        return self.measurement.unit if is_calibrated else "arbitrary"
+        return unit_of_effects(self.measurement, self.report)
 
     def largest_step(self, step: float) -> np.ndarray:
         """(Q,) effect, to first order, of the best move by `step` in every coordinate.

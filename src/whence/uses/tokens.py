@@ -13,9 +13,9 @@ what fading token t out, its embedding z_t to zero, in this one example does to 
 after training again, to first order. Both have the sign of effects: positive where the measurement
 goes up without the token.
 
-Source: Grosse et al. 2023 (arXiv:2308.03296), tokenwise influence, for the first (cited from
-memory); the second is the derivative of Koh & Liang 2017 (arXiv:1703.04730), equation
-5, along the embedding.
+Source: Grosse et al. 2023 (arXiv:2308.03296), attribution to tokens, for the first (cited from
+memory); the second is the derivative of Koh & Liang 2017 (arXiv:1703.04730), equation 5, along the
+embedding.
 """
 
 import json
@@ -48,7 +48,7 @@ from whence.methods.base import MeasurementLike, merge_reports
 from whence.methods.influence import FittedInfluence
 from whence.sections import Section, Table, Tokens
 from whence.store.jsonable import as_json, json_text
-from whence.uses.base import Result, fit_to_take_apart, position_of
+from whence.uses.base import Result, fit_to_take_apart, position_of, unit_of_effects
 
 By = Literal["loss", "input"]
 
@@ -98,8 +98,7 @@ class TokenEffects(Result):
     @property
     def unit(self) -> str:
         """The unit of effects: that of the measurement, or "arbitrary" without a scale."""
-        is_calibrated = bool(self.report.get("is_calibrated", True))
-        return self.measurement.unit if is_calibrated else "arbitrary"
+        return unit_of_effects(self.measurement, self.report)
 
     def section(self) -> Section:
         """The text with its helpful and harmful tokens, and tables of them."""
@@ -251,6 +250,9 @@ def token_effects(
         NonFinite: an effect is not a number.
         Unsupported: the inputs are no tokens, the loss is no sum over positions ("loss"), no table
             is looked up ("input"), or the method does not solve with a curvature.
+
+    Source: Grosse et al. 2023 (arXiv:2308.03296) for "loss"; Koh & Liang 2017 (arXiv:1703.04730),
+    equation 5, along the embedding for "input".
     """
     if by not in ("auto", "loss", "input"):
         raise unknown_name("decomposition", by, ("auto", "loss", "input"))
