@@ -81,8 +81,7 @@ CG_STEPS = 30
 
 REFINED_STEPS, REFINED_BLOCK = 65, 10
 """EK-FAC as preconditioner is assumed to leave 65 / (1 + Q / 10) steps: all queries search in one
-space. On six perceptrons on digits, MNIST and tables the default damping and tolerance took 24 to
-73 for one query, 12 to 44 for ten, and 7 to 18 for fifty."""
+space. `benchmarks/preflight_accuracy.py` prints how many it takes on two perceptrons."""
 
 _TRIAL_EXAMPLES, _TRIAL_VECTORS, _TRIAL_NUMBERS = 256, 64, 2**24
 """A trial takes at most so many examples and vectors, and numbers in its vectors together."""
