@@ -28,7 +28,7 @@ class Refined(Curvature):
 
     EK-FAC takes the layers one by one, each in a basis of Kronecker form; its inverse is a good
     preconditioner for conjugate gradients on the whole Gauss-Newton matrix G over all the data,
-    which know nothing of layers. The first step of the iteration is EK-FAC itself.
+    which know nothing of layers. The first step of the iteration is EK-FAC with the same damping.
 
     Args:
         tolerance: relative residual |(G + damping I) x - v| / |v| that every query must reach.
